@@ -1,0 +1,1 @@
+"""Camera sources, transport, MQTT and the consumer SDK. Never imports torch."""

@@ -1,0 +1,1 @@
+"""The processes and commands of camvec: the only place where frames meet models."""
