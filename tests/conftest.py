@@ -1,0 +1,27 @@
+"""What every test shares: the rule that a skipped integration test fails a run that asked for all of them."""
+
+import os
+
+import pytest
+
+_skipped_integration: list[str] = []
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):  # noqa: ARG001 - the hook's signature
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and item.get_closest_marker("integration") and not hasattr(report, "wasxfail"):
+        _skipped_integration.append(item.nodeid)
+
+
+def pytest_sessionfinish(session):
+    if os.environ.get("CAMVEC_FAIL_ON_SKIP") and _skipped_integration:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    if os.environ.get("CAMVEC_FAIL_ON_SKIP") and _skipped_integration:
+        terminalreporter.write_line("integration tests were skipped, and this run allows none:", red=True)
+        for nodeid in _skipped_integration:
+            terminalreporter.write_line(f"  {nodeid}")
