@@ -1,0 +1,17 @@
+"""Cameras, files and patterns behind one interface: `open_source(config)` gives the `Source` of a URL."""
+
+from streaming.clock import SYSTEM_CLOCK, Clock
+from streaming.sources.base import Picture, Source, SourceConfig, StreamInfo
+
+__all__ = ["Picture", "Source", "SourceConfig", "StreamInfo", "open_source"]
+
+
+def open_source(config: SourceConfig, clock: Clock = SYSTEM_CLOCK) -> Source:
+    """The source behind `config.url`, not opened yet. FFmpeg and the test scene are imported only when asked for."""
+    if config.url.startswith("scene:"):
+        from streaming.sources.scene import SceneSource  # noqa: PLC0415 - starts a renderer; not every user wants one
+
+        return SceneSource(config, clock)
+    from streaming.sources.av_source import AvSource  # noqa: PLC0415 - see above
+
+    return AvSource(config, clock)
