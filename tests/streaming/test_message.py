@@ -158,7 +158,7 @@ def test_unknown_fields_are_ignored() -> None:
 
 
 def test_a_higher_version_is_refused_with_a_sentence_whatever_else_it_holds() -> None:
-    with pytest.raises(WireError, match="expected a feature message of version 1, got version 2: a newer camvec"):
+    with pytest.raises(WireError, match="expected a feature message of version 1, got 2: a newer camvec"):
         decode(msgspec.msgpack.encode({"v": 2, "other": "shape"}))
 
 
