@@ -1,0 +1,146 @@
+"""The sections of the stages: model, temporal, encoder, capture, transport; and logging."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+
+from streaming.config.fields import ConfigPath, Number, Section, Whole, default_text, expected, is_loopback, rule
+
+
+class ModelConfig(Section):
+    """What turns a frame into a vector."""
+
+    name: str = Field(default="efficientnet-lite0", min_length=1, max_length=128, description="Name of the model.")
+    weights: ConfigPath | None = Field(
+        default=None,
+        description="File with other weights for it: safetensors, or a PyTorch state dict.",
+        json_schema_extra=default_text("those of the model's package"),
+    )
+    fit: Literal["squash", "crop", "letterbox"] = Field(
+        default="squash",
+        description="How a picture fills the model's square: squash keeps all of it, crop its middle, letterbox its shape.",
+    )
+
+
+class TemporalConfig(Section):
+    """The temporal head: a second vector, of what the last frames show together."""
+
+    window: Whole = Field(default=16, ge=2, le=512, description="Frames that it looks back over.")
+    layers: Whole = Field(default=2, ge=1, le=12, description="Attention layers.")
+
+
+class EncoderConfig(Section):
+    """How frames are encoded, and how much may be saved on the way."""
+
+    budget_ms: Number = Field(
+        default=100.0,
+        ge=1,
+        le=60_000,
+        description="Latency budget, arrival to MQTT, of cameras that set none, milliseconds.",
+    )
+    processes: Literal["auto"] | Annotated[Whole, Field(ge=1, le=64)] = Field(
+        default="auto", description="Encoder processes; `auto`: CPU cores less one, at least 1."
+    )
+    quality_level: Literal["high_quality", "balanced", "fast"] = Field(
+        default="balanced",
+        description="How far vectors may be from those of a full pass: unexplained variance .005, .02 or .05.",
+    )
+    gate: bool = Field(default=True, description="Skip frames that have not changed since the last encoded one.")
+    max_hold_s: Number = Field(
+        default=10.0, ge=0.1, le=3600, description="Encode at least this often although nothing changes, seconds."
+    )
+
+
+class CaptureConfig(Section):
+    """The processes that read cameras."""
+
+    cameras_per_worker: Whole = Field(default=4, ge=1, le=64, description="Cameras in one capture process.")
+    rss_limit_mb: Whole = Field(
+        default=1024, ge=128, le=1_000_000, description="A capture process above this memory is replaced, megabytes."
+    )
+    frame_memory_mb: Whole = Field(
+        default=128,
+        ge=4,
+        le=65_536,
+        description="Decoded pictures that a camera may hold, megabytes: a stream of which four do not fit is refused.",
+    )
+
+    @property
+    def max_pixels(self) -> int:
+        """The largest picture of which four fit into `frame_memory_mb`, at the 1.5 bytes a pixel of YUV 4:2:0."""
+        return self.frame_memory_mb * 1_000_000 // 6
+
+
+class KeysConfig(Section):
+    """CURVE keys, made by `camvec keys`: who may connect, and to whom."""
+
+    secret: ConfigPath = Field(description="Secret key file of this host.")
+    server: ConfigPath | None = Field(default=None, description="Capture host: public key file of the encoder host.")
+    clients: ConfigPath | None = Field(
+        default=None,
+        description="Encoder host: folder with the public key files of the capture hosts that may connect.",
+    )
+
+
+_TCP = re.compile(r"tcp://([^\s/@]+):(\d{1,5})")
+
+
+def _check_endpoint(endpoint: str) -> str:
+    if re.fullmatch(r"ipc:///\S+", endpoint) and len(endpoint.encode()) <= len("ipc://") + 107:
+        return endpoint
+    match = _TCP.fullmatch(endpoint)
+    if match is None or not 1 <= int(match[2]) <= 65_535:
+        raise rule("expected tcp://HOST:PORT, or ipc:///PATH of at most 107 bytes")
+    return endpoint
+
+
+def _leaves_host(endpoint: str) -> bool:
+    match = _TCP.fullmatch(endpoint)
+    return match is not None and not is_loopback(match[1])
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Endpoint = Annotated[
+    str, AfterValidator(_check_endpoint), Field(json_schema_extra=expected("tcp://HOST:PORT or ipc:///PATH"))
+]
+Endpoints = Annotated[
+    tuple[Endpoint, ...], BeforeValidator(_as_list, json_schema_input_type=Endpoint | tuple[Endpoint, ...])
+]
+
+
+class TransportConfig(Section):
+    """Between capture and encoder on different hosts; on one host there is nothing to set."""
+
+    keys: KeysConfig | None = Field(
+        default=None, description="CURVE keys; needed as soon as an endpoint leaves this host."
+    )
+    listen: Endpoints = Field(
+        default=(), max_length=64, description="Encoder host: endpoints to bind, one for each encoder process."
+    )
+    connect: Endpoints = Field(
+        default=(), max_length=64, description="Capture host: the encoder's endpoints; cameras are spread over them."
+    )
+
+    @field_validator("listen", "connect")
+    @classmethod
+    def _encrypted(cls, endpoints: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if len(set(endpoints)) != len(endpoints):
+            raise rule("expected each endpoint once")
+        if "keys" in info.data and info.data["keys"] is None and any(map(_leaves_host, endpoints)):
+            raise rule("expected transport.keys with an endpoint that leaves this host; make them with `camvec keys`")
+        return endpoints
+
+
+class LoggingConfig(Section):
+    """Log lines on stderr, secrets redacted."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least that is written."
+    )
+    format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="`auto`: console at a terminal, JSON lines everywhere else."
+    )
