@@ -49,7 +49,8 @@ def _not_bool(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_not_bool)]
 Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
 
-Id = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$", json_schema_extra=expected("1 to 64 of a-z, 0-9, _ and -"))]
+ID_WORDS: Final = "1 to 64 of a-z, 0-9, _ and -"
+Id = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$", json_schema_extra=expected(ID_WORDS))]
 """A name that stands in a topic."""
 
 
