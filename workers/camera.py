@@ -1,0 +1,148 @@
+"""One camera of a capture worker: its reader, and the loop that sends its newest picture when the encoder has a credit."""
+
+import asyncio
+import time
+
+from streaming.board import Row
+from streaming.config import CameraConfig
+from streaming.errors import StreamingError
+from streaming.frames import DropCause, Frame, FrameSpec, Since
+from streaming.logs import get_logger
+from streaming.records import StateRecord
+from streaming.sources.base import SourceConfig
+from streaming.sources.convert import convert
+from streaming.sources.reader import CameraReader, Taken
+from streaming.transport import CaptureLink
+from streaming.wire import Tail
+from workers.health import Health
+
+_log = get_logger("capture")
+
+
+def is_lossless(source: SourceConfig) -> bool:
+    """Whether every frame of this source counts: a file that is not played in real time."""
+    live = ("rtsp:", "rtsps:", "http:", "https:", "webcam:", "/dev/video", "lavfi:", "scene:")
+    if source.url.startswith("scene:"):
+        return "realtime=0" in source.url
+    return not source.realtime and not source.url.startswith(live)
+
+
+class CameraCapture:
+    """Reads and sends one camera. What is not sent is counted by cause and told with the next frame."""
+
+    def __init__(
+        self, camera: str, settings: CameraConfig, link: CaptureLink, row: Row, health: Health, max_pixels: int
+    ) -> None:
+        self.camera = camera
+        self.finished = False
+        self._link = link
+        self._row = row
+        self._health = health
+        self._interval_ns = int(1e9 / settings.max_fps) if settings.max_fps else 0
+        self._not_before_ns = 0
+        self._carried = Since()
+        self._last_seq = row.captured - 1
+        self._told: StateRecord | None = None
+        self.reader = CameraReader(
+            camera,
+            settings.source(),
+            first_seq=row.captured,
+            on_state=self.tell,
+            on_count=self._count,
+            supersede_cause=self._cause,
+            max_pixels=max_pixels,
+        )
+
+    @property
+    def captured(self) -> int:
+        """Frames that have been numbered so far."""
+        return self._row.captured
+
+    def _count(self, captured: int) -> None:
+        self._row.captured = captured
+
+    def _cause(self) -> DropCause:
+        """Why a picture that is being overtaken in the slot was not sent."""
+        blocked = self._link.blocked(self.camera)
+        if blocked in (None, "superseded") and time.monotonic_ns() < self._not_before_ns:
+            return "paced"
+        return blocked or "superseded"
+
+    async def run(self) -> None:
+        """Until cancelled, or until a file has ended and its last frame has been sent."""
+        async with asyncio.TaskGroup() as group:
+            sending = group.create_task(self._send_all(), name=f"send {self.camera}")
+            await self.reader.run()
+            await self.reader.slot.emptied()
+            sending.cancel()
+        self.finished = True
+
+    async def _send_all(self) -> None:
+        while True:
+            await self._link.credit(self.camera)
+            await asyncio.sleep(max(0, self._not_before_ns - time.monotonic_ns()) / 1e9)
+            taken = await self.reader.slot.get()
+            await self._send(taken)
+
+    async def _send(self, taken: Taken) -> None:
+        cause: DropCause | None = "stopped"
+        try:
+            spec = await self._link.ready()
+            frame = await asyncio.to_thread(self._convert, taken, spec)
+            cause = self._link.send_frame(frame)
+        except (StreamingError, ValueError) as error:
+            cause = "corrupt"
+            _log.warning("picture cannot be converted", camera=self.camera, error=str(error))
+        finally:
+            self._settle(taken, cause)
+        if cause is None:
+            self._remember(frame)
+
+    def _settle(self, taken: Taken, cause: DropCause | None) -> None:
+        """Whatever happened to a picture that was taken from the slot, its frame is accounted for."""
+        self._last_seq = taken.frame_seq
+        if cause is None:
+            self._carried = Since()
+        else:
+            self._carried.add(taken.since).drop(cause)
+
+    def _remember(self, frame: Frame) -> None:
+        self._not_before_ns = time.monotonic_ns() + self._interval_ns
+        self._health.time("decode", frame.decode_us)
+        self._health.time("convert", frame.convert_us)
+        self._health.count("sent")
+
+    def _convert(self, taken: Taken, spec: FrameSpec) -> Frame:
+        picture, started_ns = taken.picture, time.monotonic_ns()
+        pixels = convert(picture.image, spec, strip_px=taken.info.strip_px)
+        ended_ns = time.monotonic_ns()
+        return Frame(
+            camera=self.camera,
+            frame_seq=taken.frame_seq,
+            pixels=pixels,
+            pts_us=picture.pts_us,
+            captured=picture.captured,
+            arrived_ns=picture.arrived_ns,
+            decode_us=picture.decode_us,
+            convert_us=(ended_ns - started_ns) // 1000,
+            wait_us=max(0, (started_ns - picture.arrived_ns) // 1000 - picture.decode_us),
+            since=Since().add(self._carried).add(taken.since),
+            reset=picture.reset,
+            lossless=taken.info.lossless,
+        )
+
+    def tell(self, state: StateRecord) -> None:
+        """Hand a change of state on; `beat` repeats what could not be handed on."""
+        self._told = state if self._link.send_record(state) else None
+
+    def beat(self) -> None:
+        """Once a second: the state, fresh numbers included."""
+        self.tell(self.reader.state())
+
+    def stop(self) -> None:
+        """After `run` has ended: tell what was numbered and never sent, and the last state."""
+        end, since = self.reader.tail()
+        since = self._carried.add(since)
+        if end > self._last_seq or since.frames:
+            self._link.send_record(Tail(self.camera, end, since))
+        self.tell(self.reader.state())

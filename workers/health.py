@@ -1,0 +1,53 @@
+"""What a worker knows of itself: CPU, memory, and the percentiles of its stages over the last few hundred frames."""
+
+import os
+from collections import deque
+from typing import Final
+
+import psutil
+
+from streaming.records import WorkerStats
+
+_WINDOW: Final = 512
+
+
+class Health:
+    """Collects stage times and counters, and turns them into one `WorkerStats` at a time."""
+
+    def __init__(self, worker: str) -> None:
+        self._worker = worker
+        self._process = psutil.Process()
+        self._process.cpu_percent()
+        self._stages: dict[str, deque[int]] = {}
+        self.counters: dict[str, int] = {}
+
+    def time(self, stage: str, duration_us: int) -> None:
+        """Remember one duration of a stage, microseconds."""
+        self._stages.setdefault(stage, deque(maxlen=_WINDOW)).append(duration_us)
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Add to a counter."""
+        self.counters[what] = self.counters.get(what, 0) + number
+
+    def rss_mb(self) -> float:
+        """Resident memory now, MB."""
+        return float(self._process.memory_info().rss) / 1e6
+
+    def snapshot(self) -> WorkerStats:
+        """CPU since the last snapshot (100 is one core), memory, percentiles, counters."""
+        return WorkerStats(
+            worker=self._worker,
+            pid=os.getpid(),
+            cpu_percent=float(self._process.cpu_percent()),
+            rss_mb=round(self.rss_mb(), 1),
+            percentiles_ms={stage: percentiles_ms(values) for stage, values in self._stages.items()},
+            counters=dict(self.counters),
+        )
+
+
+def percentiles_ms(durations_us: "deque[int] | list[int]") -> tuple[float, float, float]:
+    """p50, p95 and p99 of durations in microseconds, as milliseconds: the nearest rank, of at least one value."""
+    ordered = sorted(durations_us)
+    last = len(ordered) - 1
+    p50, p95, p99 = (round(ordered[min(last, int(share * len(ordered)))] / 1000.0, 3) for share in (0.50, 0.95, 0.99))
+    return p50, p95, p99

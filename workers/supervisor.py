@@ -1,0 +1,199 @@
+"""The daemon's parent: starts the workers, watches them, reloads the cameras, stops everything in order.
+
+Order of a stop: capture first, so that nothing new comes in; then the encoders, which finish what they hold; then the
+publisher, which sends it. Frames captured but never accounted for after that were in the hands of a killed worker.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from streaming.board import AccountBoard
+from streaming.config import Config, diff_cameras, restart_needed
+from streaming.logs import get_logger
+from streaming.notify import notify
+from workers.control import Assignment
+from workers.endpoints import Endpoints
+from workers.layout import Layout, plan_layout
+from workers.process import Child
+
+_log = get_logger("supervisor")
+PHASE_S = 1.4
+"""How long each of the three kinds of worker may take to stop: 4.2 s together, below the promised 5."""
+_WATCHDOG_TICK_S = 1.0
+
+
+class Supervisor:
+    """Runs a configuration until `stop` is set or every source was a file and has ended.
+
+    `load` is called on `reload()` for the new configuration. `board` is open while it runs and after.
+    """
+
+    def __init__(
+        self, config: Config, *, runtime: Path, load: Callable[[], Config] | None = None, ready: asyncio.Event | None = None
+    ) -> None:
+        self.config = config
+        self.session = secrets.token_hex(8)
+        self.children: dict[str, Child] = {}
+        self.ready = ready or asyncio.Event()
+        self.board = AccountBoard.create(runtime / "board", capacity=max(256, 2 * len(config.cameras)))
+        self.broker_port: int | None = None
+        self._load = load
+        self._runtime = runtime
+        self._endpoints = Endpoints(config, runtime)
+        self._layout = self._plan(config, None)
+        self._changed = asyncio.Event()
+
+    def _plan(self, config: Config, before: Layout | None) -> Layout:
+        cameras = config.enabled_cameras()
+        for camera in cameras:
+            self.board.allocate(camera)
+        return plan_layout(
+            cameras,
+            encoders=self._endpoints.encoders,
+            cameras_per_worker=config.capture.cameras_per_worker,
+            before=before,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Start everything, keep it running, and come back when it has stopped."""
+        async with AsyncExitStack() as stack:
+            await self._start_broker(stack)
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for assignment in self._assignments():
+                    self._start(assignment)
+                watchdog = group.create_task(self._watch(), name="watchdog")
+                try:
+                    await self._until_stopped_or_finished(stop)
+                finally:
+                    watchdog.cancel()
+                    notify("STOPPING=1")
+                    await self._stop_in_order()
+
+    async def _start_broker(self, stack: AsyncExitStack) -> None:
+        if not (self.config.mqtt.embedded and "publish" in self.config.roles):
+            return
+        from streaming.broker import EmbeddedBroker
+
+        broker = await stack.enter_async_context(EmbeddedBroker(port=self.config.mqtt.port))
+        self.broker_port = broker.port
+        _log.info("embedded broker is up", host="127.0.0.1", port=broker.port)
+
+    def _assignments(self) -> list[Assignment]:
+        roles, layout = self.config.roles, self._layout
+        workers: list[tuple[str, str, tuple[str, ...]]] = []
+        if "publish" in roles:
+            workers.append(("publish", "publish", tuple(layout.encoder_of)))
+        if "encode" in roles:
+            for index in range(layout.encoders):
+                held = tuple(c for c, i in layout.encoder_of.items() if i == index)
+                workers.append(("encode", f"encode-{index}", held))
+        if "capture" in roles:
+            workers += [("capture", name, held) for name, held in layout.capture.items()]
+        return [self._assignment(role, name, held) for role, name, held in workers]
+
+    def _assignment(self, role: str, worker: str, cameras: tuple[str, ...]) -> Assignment:
+        return Assignment(
+            role=role,  # type: ignore[arg-type]
+            worker=worker,
+            config=self.config.to_json(),
+            session=self.session,
+            cameras=cameras,
+            encoders={c: self._endpoints.encoder(self._layout.encoder_of[c]) for c in cameras},
+            listen=self._endpoints.listen(role, worker),
+            publisher=self._endpoints.publisher,
+            board=str(self.board.path),
+            broker_port=self.broker_port,
+        )
+
+    def _start(self, assignment: Assignment) -> None:
+        child = Child(assignment, lambda _: self._changed.set())
+        self.children[child.name] = child
+        self._group.create_task(child.keep(), name=child.name)
+
+    async def _until_stopped_or_finished(self, stop: asyncio.Event) -> None:
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            while not stop.is_set() and not self._finished():
+                changed = asyncio.ensure_future(self._changed.wait())
+                await asyncio.wait({stopped, changed}, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+                self._changed.clear()
+                if not self.ready.is_set() and all(child.ready for child in self.children.values()):
+                    self.ready.set()
+                    notify("READY=1", f"STATUS={len(self._layout.encoder_of)} cameras")
+                    _log.info("all workers are up", cameras=len(self._layout.encoder_of))
+        finally:
+            stopped.cancel()
+
+    def _finished(self) -> bool:
+        captures = self._of_role("capture")
+        return bool(captures) and all(child.finished for child in captures)
+
+    def _of_role(self, role: str) -> list[Child]:
+        return [child for child in self.children.values() if child.assignment.role == role]
+
+    async def _watch(self) -> None:
+        """Ping systemd's watchdog as long as every worker was heard lately: a stuck one is replaced, not pinged over."""
+        while True:
+            await asyncio.sleep(_WATCHDOG_TICK_S)
+            if all(child.silent_s < 30.0 or not child.ready for child in self.children.values()):
+                notify("WATCHDOG=1")
+
+    async def reload(self) -> None:
+        """Take over cameras that were added, removed or changed; the others go on untouched. A bad file changes nothing."""
+        if self._load is None:
+            return
+        notify("RELOADING=1")
+        try:
+            config = self._load()
+        except ValueError as error:
+            _log.error("reload refused; the running configuration stays", error=str(error))  # noqa: TRY400 - one sentence
+        else:
+            await self._apply(config)
+        notify("READY=1")
+
+    async def _apply(self, config: Config) -> None:
+        for section in restart_needed(self.config, config):
+            _log.warning("this section changes only with a restart", section=section)
+        added, removed, changed = diff_cameras(self.config, config)
+        self.config = self.config.with_cameras(config)
+        self._layout = self._plan(self.config, self._layout)
+        wanted = {assignment.worker: assignment for assignment in self._assignments()}
+        for name, assignment in wanted.items():
+            if name in self.children:
+                self.children[name].send(assignment)
+            else:
+                self._start(assignment)
+        gone = [name for name in self.children if name not in wanted]
+        await asyncio.gather(*(self.children.pop(name).stop(PHASE_S) for name in gone))
+        for camera in removed:
+            self.board.free(camera)
+        _log.info("cameras reloaded", added=sorted(added), removed=sorted(removed), changed=sorted(changed))
+
+    async def _stop_in_order(self) -> None:
+        for role in ("capture", "encode", "publish"):
+            await asyncio.gather(*(child.stop(PHASE_S) for child in self._of_role(role)))
+
+    def totals(self) -> dict[str, dict[str, int]]:
+        """Per camera: captured, encoded, held, published and drops by cause; what nobody accounted for is `worker_lost`.
+
+        Final only after `run` has come back; before that the difference is merely in flight.
+        """
+        return {camera: self.board.totals(camera) for camera in self.board.cameras()}
+
+
+@contextlib.asynccontextmanager
+async def running(supervisor: Supervisor) -> AsyncIterator[asyncio.Event]:
+    """The supervisor as a context: yields its stop event, and waits for the ordered stop on the way out."""
+    stop = asyncio.Event()
+    task = asyncio.create_task(supervisor.run(stop), name="supervisor")
+    try:
+        yield stop
+    finally:
+        stop.set()
+        await task
