@@ -1,0 +1,289 @@
+"""EncoderInbox: the encoder's end, for a plain loop that polls between the blocks of its work."""
+
+import secrets
+from collections import Counter
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+import zmq
+
+from streaming.clock import SYSTEM_CLOCK, Clock
+from streaming.curve import ServerKeys
+from streaming.errors import WireError
+from streaming.frames import DropCause, FrameSpec, Since
+from streaming.transport.events import Event, FrameArrived, Readable
+from streaming.transport.host import host_identity
+from streaming.transport.peers import Intake, Peer, Peers
+from streaming.transport.sockets import BadMessages, End
+from streaming.wire import Ack, Bye, FrameHeader, Hello, Tail, Welcome, decode_to_encoder, encode, frame_of
+
+ACK_REPEAT_NS: Final = 250_000_000
+MESSAGES_PER_POLL: Final = 256
+PEER_HWM: Final = 512
+"""Messages that may wait to or from one worker: two frames a camera and a few words."""
+
+
+class EncoderInbox:
+    """`with EncoderInbox(endpoint, spec, model_id) as inbox: events = inbox.poll(timeout_ms)`; one thread, no asyncio.
+
+    Every `FrameArrived` must be acknowledged once, sooner or later, by `ack` with its `frame_seq` or a later one. What
+    peers send cannot raise here: what is not ours is counted in `bad_messages`. Raises TransportError if it cannot bind.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        spec: FrameSpec,
+        model_id: str,
+        *,
+        keys: ServerKeys | None = None,
+        context: zmq.SyncContext | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.epoch = 1 + secrets.randbits(62)
+        self._spec, self._model_id, self._clock = spec, model_id, clock
+        self._end = End(zmq.ROUTER, endpoint, bind=True, keys=keys, context=context, hwm=PEER_HWM)
+        self._peers = Peers(host_identity())
+        self._bad = BadMessages()
+        self._poller = zmq.Poller()
+        self._next_repeat_ns = 0
+        self.stale_frames = 0
+        """Frames meant for the encoder before this one; each became a Tail."""
+        self.unsent = 0
+        """Words to a worker that could not take them; they are absolute and repeated, so nothing is lost."""
+
+    def __enter__(self) -> Self:
+        self._end.open({zmq.ROUTER_MANDATORY: 1, zmq.ROUTER_HANDOVER: 1})
+        self._poller.register(self._end.socket, zmq.POLLIN)
+        self._poller.register(self._end.monitor, zmq.POLLIN)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.close()
+
+    @property
+    def endpoint(self) -> str:
+        """Where it is bound; with the port that the system chose for tcp://...:*."""
+        return self._end.endpoint
+
+    @property
+    def bad_messages(self) -> int:
+        """Messages that were not ours or broke the rules."""
+        return self._bad.total
+
+    @property
+    def bad_by_peer(self) -> Counter[str]:
+        """The same by worker."""
+        return self._bad.by_peer
+
+    @property
+    def refused_handshakes(self) -> int:
+        """Connections that were not admitted: unknown key, wrong server key, no CURVE."""
+        return self._end.refused_handshakes
+
+    @property
+    def denied_keys(self) -> Counter[str]:
+        """Handshakes with public keys that are not in the clients' folder, by key."""
+        return self._end.gatekeeper.denied if self._end.gatekeeper else Counter()
+
+    def watch(self, descriptor: int) -> None:
+        """Also wake up for this file descriptor: `Readable` among the events, for as long as it is readable."""
+        self._poller.register(descriptor, zmq.POLLIN)
+
+    def unwatch(self, descriptor: int) -> None:
+        """Undo `watch`."""
+        self._poller.unregister(descriptor)
+
+    def poll(self, timeout_ms: float = 0) -> list[Event]:
+        """What has happened, in order; waits up to `timeout_ms` for the first of it. At most 256 messages a call."""
+        deadline_ns = self._clock.monotonic_ns() + int(timeout_ms * 1e6)
+        while True:
+            now_ns = self._clock.monotonic_ns()
+            self._repeat_acks(now_ns)
+            wait_ns = max(0, min(deadline_ns, self._next_repeat_ns) - now_ns)
+            ready = dict(self._poller.poll(-(-wait_ns // 1_000_000)))
+            events: list[Event] = [Readable(key) for key in ready if isinstance(key, int)]
+            if self._end.monitor in ready:
+                self._end.read_monitor()
+            self._drain(events)
+            if events or self._clock.monotonic_ns() >= deadline_ns:
+                return events
+
+    def ack(self, camera: str, up_to_seq: int, pace_us: int = 0) -> None:
+        """Frames of `camera` up to `up_to_seq` are done with: their credits go back, with the pace from now on.
+
+        `up_to_seq` -1 changes the pace alone. A camera whose worker is gone is ignored.
+        """
+        peer = self._peers.owner(camera)
+        if peer is not None:
+            intake = peer.intakes[camera]
+            intake.acknowledge(up_to_seq, pace_us)
+            self._send_ack(peer, intake)
+
+    def outstanding(self, camera: str) -> int:
+        """Frames of `camera` that were handed out and not acknowledged: at most 2."""
+        peer = self._peers.owner(camera)
+        return len(peer.intakes[camera].outstanding) if peer else 0
+
+    def _repeat_acks(self, now_ns: int) -> None:
+        if now_ns < self._next_repeat_ns:
+            return
+        self._next_repeat_ns = now_ns + ACK_REPEAT_NS
+        for peer in self._peers:
+            self._send_acks(peer)
+
+    def _drain(self, events: list[Event]) -> None:
+        for _ in range(MESSAGES_PER_POLL):
+            try:
+                identity = self._end.socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                # Only now: a Hello may have waited while this process was busy or stopped.
+                events += self._peers.silent(self._clock.monotonic_ns())
+                return
+            self._take(identity, events)
+
+    def _take(self, identity: bytes, events: list[Event]) -> None:
+        try:
+            part = self._end.socket.recv(copy=False)
+            message = decode_to_encoder(part.buffer)
+            if isinstance(message, FrameHeader):
+                events.append(self._on_frame(identity, message))
+            else:
+                self._on_word(identity, message, events)
+        except WireError as exc:
+            self._bad.count(identity, exc)
+        finally:
+            self._skip_parts()
+
+    def _has_part(self) -> bool:
+        return bool(self._end.socket.getsockopt(zmq.RCVMORE))
+
+    def _skip_parts(self) -> bool:
+        skipped = False
+        while self._has_part():
+            self._end.socket.recv_into(bytearray())
+            skipped = True
+        return skipped
+
+    def _on_word(self, identity: bytes, message: Event | Hello | Bye, events: list[Event]) -> None:
+        if self._has_part():
+            raise WireError(f"expected {type(message).__name__} in one part, got more")
+        peer = self._peers.get(identity)
+        now_ns = self._clock.monotonic_ns()
+        if isinstance(message, Hello):
+            events += self._peers.hello(identity, message, now_ns)
+            self._on_hello(self._peers.get(identity), message, now_ns)
+            return
+        if peer is not None:
+            peer.heard_ns = now_ns
+        if isinstance(message, Bye):
+            events += [self._peers.bye(peer)] if peer else []
+            return
+        if isinstance(message, Tail) and peer is not None:
+            self._on_tail(peer, message)
+        events.append(message)
+
+    def _on_hello(self, peer: Peer | None, hello: Hello, now_ns: int) -> None:
+        if peer is None:
+            return
+        if hello.echo_ns and not peer.same_host:
+            trip_ns = max(0, now_ns - hello.echo_ns - 1000 * hello.echo_age_us)
+            peer.shortest_trip_ns = min(trip_ns, peer.shortest_trip_ns or trip_ns)
+        self._send(peer, Welcome(self.epoch, self._spec, self._model_id, now_ns))
+        self._send_acks(peer)
+
+    def _on_tail(self, peer: Peer, tail: Tail) -> None:
+        intake = self._intake(peer, tail.camera)
+        if tail.up_to_seq < intake.seen_seq:
+            raise WireError(f"expected a tail of {tail.camera!r} from {intake.seen_seq}, got {tail.up_to_seq}")
+        intake.pass_over(tail.up_to_seq)
+        self._send_ack(peer, intake)
+
+    def _on_frame(self, identity: bytes, header: FrameHeader) -> FrameArrived | Tail:
+        peer = self._peers.get(identity)
+        if header.epoch != self.epoch:
+            return self._on_stale_frame(peer, header)
+        if peer is None:
+            raise WireError(f"expected a Hello before a frame of {header.camera!r}")
+        peer.heard_ns = now_ns = self._clock.monotonic_ns()
+        intake = self._intake(peer, header.camera)
+        intake.admit(header)
+        try:
+            pixels = self._receive_pixels(header)
+        except WireError as exc:
+            self._bad.count(identity, exc)
+            intake.withdraw()
+            self._send_ack(peer, intake)
+            return _given_up(header, "bad_message")
+        transfer_ns = _transfer_ns(peer, header, now_ns)
+        arrived_ns = header.arrived_ns if peer.same_host else max(0, now_ns - 1000 * header.age_us - transfer_ns)
+        return FrameArrived(frame_of(header, pixels, arrived_ns=arrived_ns), peer.hello.worker, transfer_ns // 1000)
+
+    def _on_stale_frame(self, peer: Peer | None, header: FrameHeader) -> Tail:
+        # Sent to the encoder before us, perhaps in another size; its sender has voided it and its account goes on.
+        self.stale_frames += 1
+        intake = peer.intakes.get(header.camera) if peer else None
+        if intake is not None:
+            intake.pass_over(header.frame_seq)
+        return _given_up(header, "worker_lost")
+
+    def _receive_pixels(self, header: FrameHeader) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        if (header.height, header.width) != self._spec.size_hw:
+            raise WireError(f"expected a picture of {self._spec.size_hw}, got {(header.height, header.width)}")
+        if not self._has_part():
+            raise WireError("expected pixels after the header of a frame, got none")
+        pixels = np.empty((header.height, header.width, 3), np.uint8)
+        size = self._end.socket.recv_into(pixels.data)
+        if size != pixels.nbytes or self._has_part():
+            raise WireError(f"expected {pixels.nbytes} bytes of pixels in one part, got {size}")
+        return pixels
+
+    def _intake(self, peer: Peer, camera: str) -> Intake:
+        intake = peer.intakes.get(camera)
+        if intake is None:
+            raise WireError(f"expected a camera that {peer.hello.worker!r} declared, got {camera!r}")
+        return intake
+
+    def _send_acks(self, peer: Peer) -> None:
+        for intake in peer.intakes.values():
+            self._send_ack(peer, intake)
+
+    def _send_ack(self, peer: Peer, intake: Intake) -> None:
+        ack = Ack(
+            epoch=self.epoch,
+            incarnation=peer.hello.incarnation,
+            camera=intake.camera,
+            up_to_seq=intake.acked_seq,
+            pace_us=intake.pace_us,
+            sent_ns=self._clock.monotonic_ns(),
+        )
+        self._send(peer, ack)
+
+    def _send(self, peer: Peer, message: Welcome | Ack) -> None:
+        try:
+            self._end.socket.send_multipart([peer.identity, encode(message)], zmq.DONTWAIT)
+        except zmq.ZMQError:
+            # Gone (EHOSTUNREACH) or full (EAGAIN): absolute and repeated, so the next one says it all.
+            self.unsent += 1
+
+
+def _given_up(header: FrameHeader, cause: DropCause) -> Tail:
+    since = Since().add(header.since)
+    since.drop(cause)
+    return Tail(header.camera, header.frame_seq, since)
+
+
+def _transfer_ns(peer: Peer, header: FrameHeader, now_ns: int) -> int:
+    """On one host the difference of one clock. Between hosts: this frame's own round trip, less the way of the echo.
+
+    The way there is taken as half of the shortest round trip seen, so that waiting and a long message count in full.
+    """
+    if peer.same_host:
+        return max(0, now_ns - header.sent_ns)
+    if not header.echo_ns:
+        return 0
+    trip_ns = now_ns - header.echo_ns - 1000 * header.echo_age_us
+    return max(0, trip_ns - (peer.shortest_trip_ns or 0) // 2)

@@ -1,0 +1,135 @@
+"""RecordSender (encoder, sync) and RecordReceiver (publisher, asyncio): records on their way to the publisher."""
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Final, Self
+
+import zmq
+
+from streaming.curve import ClientKeys, ServerKeys
+from streaming.errors import TransportError, WireError
+from streaming.transport.sockets import DRAIN_AT_ONCE, BadMessages, End, LoopReader, has_message
+from streaming.wire import WORKER_ID, ToPublisher, decode_record, encode
+
+RECORD_HWM: Final = 128
+"""Records that may wait on each side: a publisher that is this far behind gets no more, and the sender keeps the count."""
+STOP_LINGER_MS: Final = 1000
+
+
+class RecordSender:
+    """`with RecordSender(endpoint, worker) as sender: sender.send(record)`; never blocks, one thread.
+
+    Leaving the block waits up to 1 s for the last records to be taken over by a living publisher.
+    """
+
+    def __init__(
+        self, endpoint: str, worker: str, *, keys: ClientKeys | None = None, context: zmq.SyncContext | None = None
+    ) -> None:
+        if not re.match(WORKER_ID, worker):
+            raise TransportError(
+                f"expected a worker name of letters, digits, dot, - and _ up to 64 long, got {worker!r}"
+            )
+        self._name = worker.encode()
+        self._end = End(zmq.PUSH, endpoint, bind=False, keys=keys, context=context, hwm=RECORD_HWM)
+
+    def __enter__(self) -> Self:
+        self._end.open({zmq.IMMEDIATE: 1})
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.close(STOP_LINGER_MS)
+
+    def send(self, record: ToPublisher) -> bool:
+        """True when it is on its way; False when there is no publisher or it is behind, and the account stays here."""
+        try:
+            self._end.socket.send_multipart([self._name, encode(record)], zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        return True
+
+
+class RecordReceiver:
+    """`async with RecordReceiver(endpoint) as receiver: async for record in receiver`. Bad bytes are counted, not raised."""
+
+    def __init__(
+        self, endpoint: str, *, keys: ServerKeys | None = None, context: zmq.SyncContext | None = None
+    ) -> None:
+        self._end = End(zmq.PULL, endpoint, bind=True, keys=keys, context=context, hwm=RECORD_HWM)
+        self._bad = BadMessages()
+        self._readable = asyncio.Event()
+        self._monitor: LoopReader
+        self._taken = 0
+
+    async def __aenter__(self) -> Self:
+        self._end.open({})
+        asyncio.get_running_loop().add_reader(self._end.socket.fileno(), self._look)
+        self._monitor = LoopReader(self._end.monitor, lambda _: self._end.count_refusal())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        asyncio.get_running_loop().remove_reader(self._end.socket.fileno())
+        self._monitor.close()
+        self._end.close()
+
+    @property
+    def endpoint(self) -> str:
+        """Where it is bound."""
+        return self._end.endpoint
+
+    @property
+    def bad_messages(self) -> int:
+        """Messages that were not ours."""
+        return self._bad.total
+
+    @property
+    def bad_by_peer(self) -> Counter[str]:
+        """The same by sender."""
+        return self._bad.by_peer
+
+    @property
+    def refused_handshakes(self) -> int:
+        """Connections that were not admitted."""
+        return self._end.refused_handshakes
+
+    async def __aiter__(self) -> AsyncIterator[ToPublisher]:
+        while True:
+            yield await self.receive()
+
+    async def receive(self) -> ToPublisher:
+        """The next record; waits for it, and lets other tasks run now and then when there are always more."""
+        while (record := self.receive_nowait()) is None:
+            self._readable.clear()
+            await self._readable.wait()
+        self._taken += 1
+        if self._taken % DRAIN_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        return record
+
+    def receive_nowait(self) -> ToPublisher | None:
+        """The next record that is here already; for the last ones at a stop."""
+        while True:
+            try:
+                parts = self._end.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            try:
+                return _record_of(parts)
+            except WireError as exc:
+                self._bad.count(parts[0], exc)
+
+    def _look(self) -> None:
+        if has_message(self._end.socket):
+            self._readable.set()
+
+
+def _record_of(parts: list[bytes]) -> ToPublisher:
+    if len(parts) != 2:
+        raise WireError(f"expected a sender and a record, got {len(parts)} parts")
+    return decode_record(parts[1])
