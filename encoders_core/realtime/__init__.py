@@ -1,0 +1,1 @@
+"""Streams to vectors under a latency budget: gate, scheduler, temporal head, RealtimeVideoEncoder."""

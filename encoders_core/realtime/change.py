@@ -1,0 +1,111 @@
+"""How much a picture differs from the one that was encoded last: cheap, in grey levels, per cell of 16 pixels.
+
+The picture is averaged over 4 x 4 pixels before it is compared: sensor noise and compression artefacts shrink by four,
+and on our clips the mean of what remains ranks frames by the change of their features better than any other measure of
+equal cost (rank correlation .7-.95 per camera; without the averaging .7 on a noisy one where this has .95).
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+LOW_PASS_PX: Final = 4
+CELL_PX: Final = 16
+_FLOOR_MARGIN: Final = 1.25
+_DEAD_BAND: Final = 0.05  # what noise leaves above the floor, as a share of it
+_MAX_FLOOR: Final = 3.0  # grey levels; sensor noise of sigma 8 gives 2.3
+_FLOOR_RATE: Final = 0.02
+_VISIBLE: Final = 2.0
+_FAR: Final = 12.0
+_CUT_SHARE: Final = 0.65
+_LIGHT_GAIN: Final = 0.08
+_LIGHT_OFFSET: Final = 6.0
+_LIGHT_CORRELATION: Final = 0.9
+
+
+def reduce_frame(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 -> (H / 4, W / 4, 3) uint8, the mean of each 4 x 4 pixels."""
+    size = (max(1, frame.shape[1] // LOW_PASS_PX), max(1, frame.shape[0] // LOW_PASS_PX))
+    return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def cell_differences(small: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Two reduced pictures (h, w, 3) uint8 -> (h / 4, w / 4) float32: mean absolute difference, grey levels."""
+    ratio = CELL_PX // LOW_PASS_PX
+    size = (max(1, small.shape[1] // ratio), max(1, small.shape[0] // ratio))
+    difference = cv2.absdiff(small, reference).astype(np.float32)
+    cells = cv2.resize(difference, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(cells @ np.full(3, 1 / 3, np.float32), np.float32)
+
+
+def identical(frame: NDArray[np.uint8], reference: NDArray[np.uint8]) -> bool:
+    """Whether no pixel differs."""
+    return frame.shape == reference.shape and cv2.norm(frame, reference, cv2.NORM_INF) == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One picture against the reference. `score` ranks; `share` and `cut` are for people and events."""
+
+    score: float
+    """Mean over the cells of what exceeds the noise floor, grey levels."""
+    share: float
+    """Share of cells that differ visibly, 0 to 1."""
+    cut: bool
+    """The picture is another one: nearly everything differs, and a change of light does not explain it."""
+    light: bool
+    """Gain or offset of the whole picture moved."""
+
+
+def measure(small: NDArray[np.uint8], reference: NDArray[np.uint8], floor: float) -> Change:
+    """Two reduced pictures (h, w, 3) uint8 and the camera's noise floor in grey levels -> how they differ. Pure."""
+    cells = cell_differences(small, reference)
+    excess = np.maximum(cells - np.float32(_FLOOR_MARGIN * floor), 0)
+    score = float(excess.mean())
+    if score <= _DEAD_BAND * floor:
+        score = 0.0
+    share = float((excess > _VISIBLE).mean())
+    light = share > 0.5 and is_light(small, reference)
+    cut = not light and float((excess > _FAR).mean()) > _CUT_SHARE
+    return Change(score, share, cut, light)
+
+
+def is_light(small: NDArray[np.uint8], reference: NDArray[np.uint8]) -> bool:
+    """Whether the pictures are the same but for one gain and one offset, fitted by least squares, that moved."""
+    new = small.astype(np.float32).mean(axis=2).ravel()
+    old = reference.astype(np.float32).mean(axis=2).ravel()
+    new_mean, old_mean = float(new.mean()), float(old.mean())
+    new, old = new - new_mean, old - old_mean
+    energy, both = float(old @ old), float(old @ new)
+    if both <= _LIGHT_CORRELATION * np.sqrt(energy * float(new @ new)):
+        return False
+    gain = both / energy
+    return abs(gain - 1) > _LIGHT_GAIN or abs(new_mean - gain * old_mean) > _LIGHT_OFFSET
+
+
+@dataclass(slots=True)
+class NoiseFloor:
+    """The level of sensor and compression noise of a camera, grey levels, from pictures that follow each other.
+
+    In each picture the quietest tenth of the cells shows noise alone, whatever moves elsewhere; between neighbours in
+    time drift is small. (A floor for each cell hides leaves and dithering that the features do see: FVU .23 against .06
+    on a dithered clip.) It serves the measure only: decisions compare with the reference, never with the last picture.
+    """
+
+    level: float = 0.0
+    _seen: int = 0
+    _previous: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    def update(self, small: NDArray[np.uint8]) -> float:
+        """(h, w, 3) uint8, the next picture -> the floor with it counted in."""
+        if self._previous is not None and self._previous.shape == small.shape:
+            cells = cell_differences(small, self._previous).ravel()
+            rank = cells.size // 10
+            quiet = min(float(np.partition(cells, rank)[rank]), _MAX_FLOOR)
+            self._seen += 1
+            self.level += max(1 / self._seen, _FLOOR_RATE) * (quiet - self.level)
+        self._previous = small
+        return self.level

@@ -1,0 +1,198 @@
+"""Encode or hold: whether the last vector may stand for this frame, within an error that the user states.
+
+The gate compares with the frame that was *encoded* last, so slow change adds up until it is paid. From the change of the
+picture it predicts the change of the vector, |z - z_ref|^2 = gain * score, and holds while that is below a threshold.
+Both are learnt per camera: the gain from audits (every so often a frame that would be held is encoded all the same, which
+measures the error of the held frames without bias), the threshold by a controller that spends the error budget
+`target_fvu * variance of the camera's vectors` evenly over time. At the start the model's own figures stand in.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders_core.config import GateConfig
+from encoders_core.realtime.change import Change, NoiseFloor, identical, measure, reduce_frame
+
+Reason = Literal["held", "cold", "change", "cut", "light", "max_hold", "audit"]
+
+_PRIOR_WEIGHT: Final = 4.0  # grey levels of score that the model's own gain counts for
+_FORGET: Final = 0.98  # per audit
+_START_RATIO: Final = 4.0  # threshold over budget; 2 to 20 on our clips
+_RATIO_RANGE: Final = (0.5, 50.0)
+_RATIO_RATE: Final = 0.01  # per frame
+_MAX_DEBT: Final = 5.0
+_VARIANCE_FLOOR: Final = 0.01  # of the model's variance: an idle camera is not judged on its noise
+_START_VARIANCE: Final = 0.05
+_START_FRAMES: Final = 50
+_VARIANCE_FRAMES: Final = 20_000  # memory of mean and variance, frames
+
+
+@dataclass(frozen=True, slots=True)
+class GateCalibration:
+    """What the gate knows of a model before it has seen a camera.
+
+    `variance`: mean |z - mean|^2 of its features over many different scenes. `gain`: |z - z_ref|^2 per grey level of
+    change, as a share of `variance`.
+    """
+
+    variance: float
+    gain: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do with a frame, and why. `predicted_error` is |z - z_ref|^2 over the model's variance."""
+
+    reason: Reason
+    change: Change
+    predicted_error: float
+
+    @property
+    def encode(self) -> bool:
+        """False: the last vector stands."""
+        return self.reason != "held"
+
+
+_NOTHING: Final = Change(score=0.0, share=1.0, cut=False, light=False)
+
+
+class FrameGate:
+    """The gate of one camera. `decide` for every frame; `begin` and `learn` around the encoding of those that pass.
+
+    Deterministic: the same frames, times and features give the same decisions.
+    """
+
+    def __init__(self, config: GateConfig, calibration: GateCalibration) -> None:
+        self.config = config
+        self._calibration = calibration
+        self._floor = NoiseFloor()
+        self._spread = _Spread(calibration.variance)
+        self._budget = _ErrorBudget(config, calibration.gain)
+        self._reference: NDArray[np.uint8] | None = None
+        self._reference_pixels: NDArray[np.uint8] | None = None
+        self._reference_at_ns = 0
+        self._features: NDArray[np.float32] | None = None
+        self._pending: Decision | None = None
+
+    def decide(self, frame: NDArray[np.uint8], at_ns: int) -> Decision:
+        """(H, W, 3) uint8 of the time `at_ns` -> encode or hold. The reference stays as it is."""
+        small = reduce_frame(frame)
+        floor = self._floor.update(small)
+        if self._reference is None or self._reference.shape != small.shape:
+            return Decision("cold", _NOTHING, 1.0)
+        change = measure(small, self._reference, floor)
+        budget = self.config.target_fvu * self._spread.variance
+        wanted = self._budget.wants(change.score, budget)
+        reason = self._reason(frame, change, at_ns, wanted=wanted)
+        if reason == "held" and self.config.target_fvu > 0 and self._budget.audit_due():
+            reason = "audit"
+        if reason == "held" and self._features is not None:
+            self._spread.update(self._features)
+        return Decision(reason, change, self._budget.predict(change.score))
+
+    def begin(self, frame: NDArray[np.uint8], at_ns: int, decision: Decision) -> None:
+        """The encoding of `frame` starts: from here on frames are compared with it."""
+        self._reference = reduce_frame(frame)
+        # Reduced pictures can be equal where pixels differ, so a target of 0 keeps the pixels as well.
+        self._reference_pixels = frame.copy() if self.config.target_fvu == 0 else None
+        self._reference_at_ns = at_ns
+        self._pending = decision
+
+    def learn(self, features: NDArray[np.float32]) -> None:
+        """(D,) float32, the un-normalised features of the frame of the last `begin`."""
+        if self._pending is not None and self._pending.reason == "audit" and self._features is not None:
+            difference = (features - self._features).astype(np.float64)
+            error = float(difference @ difference) / self._calibration.variance
+            self._budget.audited(self._pending.change.score, error)
+        self._pending = None
+        self._features = features
+        self._spread.update(features)
+
+    @property
+    def estimated_fvu(self) -> float:
+        """Error of the frames that passed through here, over their variance, as the audits suggest; 0 before any hold."""
+        return self._budget.mean_error / self._spread.variance
+
+    def _reason(self, frame: NDArray[np.uint8], change: Change, at_ns: int, *, wanted: bool) -> Reason:
+        if change.cut:
+            return "cut"
+        if change.light:
+            return "light"
+        if self._reference_pixels is not None:
+            wanted = not identical(frame, self._reference_pixels)
+        if wanted:
+            return "change"
+        return "max_hold" if at_ns - self._reference_at_ns >= self.config.max_hold_s * 1e9 else "held"
+
+
+class _Spread:
+    """Running mean and variance of a camera's vectors, as a share of the model's variance over many scenes."""
+
+    def __init__(self, model_variance: float) -> None:
+        self._model_variance = model_variance
+        self._mean: NDArray[np.float32] | None = None
+        self._variance = 0.0
+        self._seen = 0
+
+    @property
+    def variance(self) -> float:
+        start = _START_VARIANCE if self._seen < _START_FRAMES else _VARIANCE_FLOOR
+        return max(self._variance, start)
+
+    def update(self, features: NDArray[np.float32]) -> None:
+        if self._mean is None:
+            self._mean = features.astype(np.float32)
+        self._seen += 1
+        rate = max(1 / self._seen, 1 / _VARIANCE_FRAMES)
+        step = features - self._mean
+        self._mean = self._mean + np.float32(rate) * step
+        self._variance = (1 - rate) * (self._variance + rate * float(step @ step) / self._model_variance)
+
+
+class _ErrorBudget:
+    """From change to predicted error, and the threshold that spends the budget; all errors over the model's variance."""
+
+    def __init__(self, config: GateConfig, gain: float) -> None:
+        self._config = config
+        self._error, self._score = gain * _PRIOR_WEIGHT, _PRIOR_WEIGHT
+        self._ratio = _START_RATIO
+        self._held = self._audits = self._frames = 0
+        self._next_audit = config.audit_first
+        self._draw = 1
+        self.mean_error = 0.0
+
+    def predict(self, score: float) -> float:
+        return self._error / self._score * score
+
+    def wants(self, score: float, budget: float) -> bool:
+        """Whether a frame of this `score` is to be encoded; moves the threshold by what the frame spends of `budget`."""
+        error = self.predict(score)
+        wanted = score > 0 and error > self._ratio * budget
+        spent = 0.0 if wanted else error
+        self._frames += 1
+        self.mean_error += max(1 / self._frames, 1 / _VARIANCE_FRAMES) * (spent - self.mean_error)
+        if budget > 0:
+            step = _RATIO_RATE * (1 - min(spent / budget, _MAX_DEBT))
+            self._ratio = float(np.clip(self._ratio * np.exp(step), *_RATIO_RANGE))
+        return wanted
+
+    def audit_due(self) -> bool:
+        """Counts one frame that would be held; True when it is to be encoded to see what holding it would have cost.
+
+        The interval is drawn around its mean from a small generator, so that no rhythm of the scene can hide from it.
+        """
+        self._held += 1
+        if self._held < self._next_audit:
+            return False
+        self._draw = (self._draw * 1_103_515_245 + 12_345) % 2**31
+        mean = min(self._config.audit_first + self._audits, self._config.audit_every)
+        self._next_audit = self._held + max(1, round(mean * (0.5 + self._draw / 2**31)))
+        self._audits += 1
+        return True
+
+    def audited(self, score: float, error: float) -> None:
+        self._error = self._error * _FORGET + error
+        self._score = self._score * _FORGET + score
