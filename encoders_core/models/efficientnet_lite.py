@@ -73,8 +73,8 @@ class InvertedResidual(nn.Module):
         *activated, (project, norm) = self.convolutions()
         for conv, bn in activated:
             y = functional.relu6(bn(conv(y)))
-        y = norm(project(y))
-        return x + y if self.has_skip else y
+        projected: Tensor = norm(project(y))
+        return x + projected if self.has_skip else projected
 
 
 class EfficientNetLite(nn.Module):
