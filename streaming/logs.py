@@ -160,7 +160,9 @@ class LineHandler(logging.Handler):
         return self._text(value)
 
     def _text(self, value: Any) -> str:
-        text: str = value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+        if isinstance(value, bytes):
+            value = value.decode(errors="backslashreplace")
+        text = str(value)
         # Cut wide of the limit first: redaction of megabytes would take seconds, and no secret may be cut in two.
         safe = self.redactor.redact(text[: 4 * MAX_TEXT_CHARS])
         return safe if len(safe) <= MAX_TEXT_CHARS else f"{safe[:MAX_TEXT_CHARS]}... ({len(text)} characters)"

@@ -1,12 +1,13 @@
 """The sections `cameras` and `defaults`: one camera, what it may cost, and which events it raises."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_serializer
 from pydantic_core.core_schema import FieldSerializationInfo
 
-from streaming.config.fields import ConfigPath, Number, Section, default_text, reveals
+from streaming.config.fields import ConfigPath, NotBool, Number, Section, default_text, reveals
 from streaming.config.urls import SourceUrl, secrets_in_url
+from streaming.events import EventSettings, EventType
 
 if TYPE_CHECKING:
     from streaming.sources.base import SourceConfig
@@ -27,19 +28,26 @@ class SceneChangeConfig(Section):
     """The event `scene_change`: the picture changed as a whole."""
 
     enabled: bool = Field(default=True, description="Raise it.")
+    debounce_s: Number = Field(
+        default=2.0, ge=0, le=3600, description="Cuts that follow each other within this time are one, seconds."
+    )
 
 
 class ActivityConfig(Section):
     """The event `activity`: something moves."""
 
     enabled: bool = Field(default=True, description="Raise it.")
-    threshold: Number = Field(default=0.02, gt=0, le=1, description="Share of the picture that must differ, 0 to 1.")
-    min_s: Number = Field(
-        default=0.5, ge=0, le=3600, description="It begins when the change has lasted this long, seconds."
+    threshold: Number = Field(
+        default=0.02,
+        gt=0,
+        le=1,
+        description="It begins when this share of the picture changes, 0 to 1; it goes on down to half of that.",
     )
+    min_s: Number = Field(default=0.5, ge=0, le=3600, description="... for this long, seconds.")
     quiet_s: Number = Field(
-        default=5.0, ge=0.1, le=3600, description="It ends when nothing has moved for this long, seconds."
+        default=3.0, ge=0.1, le=3600, description="It ends when less has changed for this long, seconds."
     )
+    update_s: Number = Field(default=10.0, ge=1, le=3600, description="While it lasts, an update this often, seconds.")
 
 
 class EventsConfig(Section):
@@ -49,6 +57,23 @@ class EventsConfig(Section):
         default_factory=SceneChangeConfig, description="The picture changed as a whole."
     )
     activity: ActivityConfig = Field(default_factory=ActivityConfig, description="Something moves.")
+
+    @property
+    def enabled(self) -> frozenset[EventType]:
+        """The types of events that are to be raised."""
+        wanted: dict[EventType, bool] = {"scene_change": self.scene_change.enabled, "activity": self.activity.enabled}
+        return frozenset(name for name, enabled in wanted.items() if enabled)
+
+    def settings(self) -> EventSettings:
+        """These settings as an `EventDetector` takes them."""
+        return EventSettings(
+            start_change=self.activity.threshold,
+            stop_change=self.activity.threshold / 2,
+            min_duration_s=self.activity.min_s,
+            quiet_s=self.activity.quiet_s,
+            update_s=self.activity.update_s,
+            debounce_s=self.scene_change.debounce_s,
+        )
 
 
 class CameraSettings(Section):
@@ -65,10 +90,8 @@ class CameraSettings(Section):
     priority: Literal["low", "normal", "high"] = Field(
         default="normal", description="Who is served first when time is short."
     )
-    max_fps: Number | None = Field(
+    max_fps: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False), NotBool] | None = Field(
         default=None,
-        gt=0,
-        le=1000,
         description="Take at most so many frames a second; the others count as `paced`.",
         json_schema_extra=default_text("all"),
     )

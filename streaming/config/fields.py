@@ -46,8 +46,9 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_not_bool)]
-Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
+NotBool = BeforeValidator(_not_bool)
+Whole = Annotated[int, NotBool]
+Number = Annotated[float, NotBool, Field(allow_inf_nan=False)]
 
 ID_WORDS: Final = "1 to 64 of a-z, 0-9, _ and -"
 Id = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$", json_schema_extra=expected(ID_WORDS))]
@@ -107,4 +108,8 @@ def _check_host(host: str) -> str:
     return host
 
 
-Host = Annotated[str, AfterValidator(_check_host)]
+Host = Annotated[
+    str,
+    AfterValidator(_check_host),
+    Field(min_length=1, max_length=253, json_schema_extra=expected("a host name or address")),
+]

@@ -5,7 +5,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
-from streaming.config.fields import ConfigPath, Number, Section, Whole, default_text, expected, is_loopback, rule
+from streaming.config.fields import (
+    ConfigPath,
+    NotBool,
+    Number,
+    Section,
+    Whole,
+    default_text,
+    expected,
+    is_loopback,
+    rule,
+)
 
 
 class ModelConfig(Section):
@@ -39,7 +49,7 @@ class EncoderConfig(Section):
         le=60_000,
         description="Latency budget, arrival to MQTT, of cameras that set none, milliseconds.",
     )
-    processes: Literal["auto"] | Annotated[Whole, Field(ge=1, le=64)] = Field(
+    processes: Literal["auto"] | Annotated[int, Field(ge=1, le=64), NotBool] = Field(
         default="auto", description="Encoder processes; `auto`: CPU cores less one, at least 1."
     )
     quality_level: Literal["high_quality", "balanced", "fast"] = Field(
@@ -112,6 +122,9 @@ Endpoints = Annotated[
 ]
 
 
+_ENDPOINTS_WORDS = expected("tcp://HOST:PORT or ipc:///PATH, or a list of them")
+
+
 class TransportConfig(Section):
     """Between capture and encoder on different hosts; on one host there is nothing to set."""
 
@@ -119,10 +132,16 @@ class TransportConfig(Section):
         default=None, description="CURVE keys; needed as soon as an endpoint leaves this host."
     )
     listen: Endpoints = Field(
-        default=(), max_length=64, description="Encoder host: endpoints to bind, one for each encoder process."
+        default=(),
+        max_length=64,
+        description="Encoder host: endpoints to bind, one for each encoder process.",
+        json_schema_extra=_ENDPOINTS_WORDS,
     )
     connect: Endpoints = Field(
-        default=(), max_length=64, description="Capture host: the encoder's endpoints; cameras are spread over them."
+        default=(),
+        max_length=64,
+        description="Capture host: the encoder's endpoints; cameras are spread over them.",
+        json_schema_extra=_ENDPOINTS_WORDS,
     )
 
     @field_validator("listen", "connect")
