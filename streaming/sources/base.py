@@ -78,10 +78,15 @@ class Source(Protocol):
     `SourceError("ended")`; the iteration of a file ends.
     """
 
-    last_packet_ns: int
-    """CLOCK_MONOTONIC of the last sign of life, 0 before the first; read by the watchdog from another thread."""
-    repaired_pts: int
-    """How many timestamps had to be repaired so far."""
+    @property
+    def last_packet_ns(self) -> int:
+        """CLOCK_MONOTONIC of the last sign of life, 0 before the first; read by the watchdog from another thread."""
+        ...
+
+    @property
+    def repaired_pts(self) -> int:
+        """How many timestamps had to be repaired so far."""
+        ...
 
     def open(self) -> StreamInfo:
         """Connect and find the video stream. Blocks up to about twice `open_timeout_s`."""

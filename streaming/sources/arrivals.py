@@ -1,0 +1,43 @@
+"""Which arrival belongs to which decoded picture: decoders hold pictures back, reorder and swallow them."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """When a packet left the demuxer: its number, CLOCK_MONOTONIC, and Unix microseconds."""
+
+    number: int
+    pts: int | None
+    arrived_ns: int
+    arrived_us: int
+    keyframe: bool
+
+
+@dataclass
+class Arrivals:
+    """Packets whose pictures the decoder still holds. Bounded: the oldest is forgotten."""
+
+    waiting: deque[Arrival] = field(default_factory=lambda: deque(maxlen=64))
+
+    def add(self, arrival: Arrival) -> None:
+        """A packet goes into the decoder."""
+        self.waiting.append(arrival)
+
+    def fail(self) -> Arrival:
+        """Take back the packet that was added last: the decoder raised on it."""
+        return self.waiting.pop()
+
+    def match(self, pts: int | None) -> tuple[Arrival | None, int]:
+        """The arrival of the picture with this pts, and how many earlier ones the decoder swallowed without a word.
+
+        Without a usable pts the oldest is taken: exact as long as the stream has no B-frames.
+        """
+        found = next((waiting for waiting in self.waiting if waiting.pts == pts), None) if pts is not None else None
+        if found is None or pts is None:
+            return (self.waiting.popleft() if self.waiting else None), 0
+        kept = [waiting for waiting in self.waiting if waiting.pts is None or waiting.pts > pts]
+        swallowed = len(self.waiting) - len(kept) - 1
+        self.waiting = deque(kept, maxlen=self.waiting.maxlen)
+        return found, swallowed

@@ -1,0 +1,143 @@
+"""From an open container to pictures: demux, decode, and say of each access unit when it came and whether to trust it."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from streaming.clock import Clock
+from streaming.errors import SourceError
+from streaming.sources.arrivals import Arrival, Arrivals
+from streaming.sources.base import Picture
+from streaming.sources.damage import DamageGate, broken_picture, lost_packets
+from streaming.sources.ffmpeg_log import LogLine, captured_log
+from streaming.sources.timestamps import CaptureClock, Pacer, TimestampRepair
+
+ONE_PICTURE_PER_PACKET: Final = {"h264", "hevc"}
+"""Codecs in which a packet without a picture has been swallowed. Not so in VP9 or packed MPEG-4, nor in interlaced video."""
+
+
+@dataclass
+class Decoder:
+    """What lasts from the opening of a source to its close, also when a file starts again."""
+
+    clock: Clock
+    repair: TimestampRepair
+    capture: CaptureClock
+    pacer: Pacer | None
+    translate: Callable[[Exception, list[LogLine]], SourceError]
+    alive: Callable[[int], None]
+    """Called with the arrival of each packet, CLOCK_MONOTONIC in ns."""
+    size: tuple[int, int] | None = None
+
+    def pictures(self, container: Any, stream: Any) -> Iterator[Picture]:
+        """Every access unit of `stream` from here to its end. Raises SourceError."""
+        yield from _Run(self, container, stream).pictures()
+
+
+@dataclass
+class _Run:
+    """One run through a container: its packets are numbered, its decoder holds some of them back."""
+
+    decoder: Decoder
+    container: Any
+    stream: Any
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    gate: DamageGate = field(init=False)
+    number: int = -1
+
+    def __post_init__(self) -> None:
+        self.gate = DamageGate(joined=not self.decoder.repair.live)
+
+    def pictures(self) -> Iterator[Picture]:
+        for packet in self._packets():
+            yield from self._decode(packet)
+
+    def _packets(self) -> Iterator[Any]:
+        demuxer = self.container.demux(self.stream)
+        while True:
+            with captured_log() as lines:
+                try:
+                    packet = next(demuxer, None)
+                except Exception as exc:
+                    raise self.decoder.translate(exc, lines) from exc
+            if packet is None:
+                return
+            if packet.size:
+                self._arrived(packet, lines)
+            yield packet
+
+    def _arrived(self, packet: Any, lines: list[LogLine]) -> None:
+        if self.decoder.pacer is not None:
+            self.decoder.pacer.wait(_microseconds(packet.dts, packet.time_base))
+        now_ns, now_us = self.decoder.clock.monotonic_ns(), self.decoder.clock.unix_us()
+        self.decoder.alive(now_ns)
+        self.number += 1
+        self.arrivals.add(Arrival(self.number, packet.pts, now_ns, now_us, packet.is_keyframe))
+        if lost_packets(lines):
+            self.gate.lost(self.number, now_ns)
+        if packet.is_corrupt:
+            self.gate.broken(self.number, now_ns)
+
+    def _decode(self, packet: Any) -> Iterator[Picture]:
+        """Feed one packet, or, if it is empty, drain what the decoder still holds."""
+        started_ns = time.perf_counter_ns()
+        with captured_log() as lines:
+            try:
+                images = packet.decode()
+            except Exception:  # noqa: BLE001 - whatever av raises here, the access unit is lost and the stream goes on
+                images = None
+        now_ns = self.decoder.clock.monotonic_ns()
+        if images is None or broken_picture(lines):
+            self.gate.broken(self.number, now_ns)
+        if images is None:
+            failed = self.arrivals.fail() if packet.size else None
+            yield from self._damaged(failed, 1)
+            return
+        decode_us = (time.perf_counter_ns() - started_ns) // 1000 // max(1, len(images))
+        for image in images:
+            yield from self._picture(image, decode_us)
+
+    def _picture(self, image: Any, decode_us: int) -> Iterator[Picture]:
+        arrival, swallowed = self.arrivals.match(image.pts)
+        if arrival is None:  # a second picture from one packet
+            now_ns, now_us = self.decoder.clock.monotonic_ns(), self.decoder.clock.unix_us()
+            arrival = Arrival(self.number, image.pts, now_ns, now_us, keyframe=False)
+        if self.stream.codec_context.name in ONE_PICTURE_PER_PACKET and not image.interlaced_frame:
+            yield from self._damaged(arrival, swallowed)
+        if image.is_corrupt:
+            self.gate.broken(arrival.number, arrival.arrived_ns)
+        trusted = self.gate.passes(arrival.number, arrival.arrived_ns, keyframe=arrival.keyframe)
+        if not self.gate.joined:
+            return
+        yield self._timed(image, arrival, decode_us, trusted=trusted)
+
+    def _timed(self, image: Any, arrival: Arrival, decode_us: int, *, trusted: bool) -> Picture:
+        raw_us = _microseconds(image.pts, image.time_base)
+        start_us = getattr(self.container, "start_time_realtime", None)  # since PyAV 18
+        size = (image.width, image.height)
+        reset = trusted and size != self.decoder.size
+        if trusted:
+            self.decoder.size = size
+        return Picture(
+            image=image if trusted else None,
+            pts_us=self.decoder.repair.feed(raw_us, arrival.arrived_ns),
+            captured=self.decoder.capture.capture_time(raw_us, arrival.arrived_us, start_us),
+            arrived_ns=arrival.arrived_ns,
+            decode_us=decode_us,
+            reset=reset,
+            damaged=not trusted,
+            keyframe=arrival.keyframe,
+        )
+
+    def _damaged(self, arrival: Arrival | None, count: int) -> Iterator[Picture]:
+        """`count` access units of which there is no picture at all; none before the stream has been joined."""
+        for _ in range(count if self.gate.joined else 0):
+            arrived_ns = arrival.arrived_ns if arrival else self.decoder.clock.monotonic_ns()
+            arrived_us = arrival.arrived_us if arrival else self.decoder.clock.unix_us()
+            captured = self.decoder.capture.capture_time(None, arrived_us, None)
+            yield Picture(None, self.decoder.repair.damaged(), captured, arrived_ns, decode_us=0, damaged=True)
+
+
+def _microseconds(ticks: int | None, time_base: Any) -> int | None:
+    return None if ticks is None or not time_base else round(ticks * time_base * 1_000_000)
