@@ -4,7 +4,7 @@ from streaming.config.broker import MqttConfig, SpoolConfig, TlsConfig
 from streaming.config.cameras import ActivityConfig, CameraConfig, CameraSettings, EventsConfig, SceneChangeConfig
 from streaming.config.changes import CameraChanges, diff_cameras, restart_needed
 from streaming.config.load import load_config, load_text
-from streaming.config.models import Config, Role
+from streaming.config.models import Config
 from streaming.config.schema import editor_schema
 from streaming.config.stages import (
     CaptureConfig,
@@ -12,6 +12,7 @@ from streaming.config.stages import (
     KeysConfig,
     LoggingConfig,
     ModelConfig,
+    Role,
     TemporalConfig,
     TransportConfig,
 )

@@ -1,7 +1,7 @@
 """YAML text -> plain data that remembers its lines. Composed with ruamel, built here: nothing in it can run or explode."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,6 +31,12 @@ class Document:
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path)
+
+    def override(self, values: Mapping[str, Any]) -> None:
+        """Replace top-level keys by values that do not come from the file, and so have no line."""
+        if isinstance(self.data, dict):
+            self.data = {**self.data, **values}
+            self.lines = {place: line for place, line in self.lines.items() if not place or place[0] not in values}
 
     def complain(self, path: Place, sentence: str) -> None:
         """Note a problem at a place of this document."""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -19,20 +19,25 @@ MAX_FILE_BYTES: Final = 1_000_000
 _CONFIG_SUFFIXES: Final = frozenset({"", ".yaml", ".yml", ".json", ".conf"})
 
 
-def load_config(source: str | Path, *, env: Mapping[str, str] = os.environ) -> Config:
-    """The path of a YAML file, or the URL of one camera -> Config. Raises ConfigError."""
+def load_config(
+    source: str | Path, *, overrides: Mapping[str, Any] | None = None, env: Mapping[str, str] = os.environ
+) -> Config:
+    """The path of a YAML file, or the URL of one camera -> Config. Raises ConfigError.
+
+    `overrides` replace top-level keys, whatever the file says: options of the command line.
+    """
     if isinstance(source, str) and is_camera(source):
         document = Document(data={"cameras": {"camera": source}}, written={("cameras", "camera"): source})
-        return _build(document, file="", env=env, base_dir=Path.cwd())
+        return _build(document, overrides, file="", env=env, base_dir=Path.cwd())
     path = Path(source)
-    return load_text(_read(path), file=str(path), env=env, base_dir=path.absolute().parent)
+    return _build(parse(_read(path)), overrides, file=str(path), env=env, base_dir=path.absolute().parent)
 
 
 def load_text(
     text: str, *, file: str = "", env: Mapping[str, str] = os.environ, base_dir: Path | None = None
 ) -> Config:
     """YAML text -> Config. `base_dir` is where relative paths start. Raises ConfigError, with `file` in its lines."""
-    return _build(parse(text), file=file, env=env, base_dir=base_dir)
+    return _build(parse(text), None, file=file, env=env, base_dir=base_dir)
 
 
 def is_camera(source: str) -> bool:
@@ -56,8 +61,16 @@ def _read(path: Path) -> str:
         raise ConfigError("expected UTF-8 text, got other bytes", path=str(path), line=line) from None
 
 
-def _build(document: Document, *, file: str, env: Mapping[str, str], base_dir: Path | None) -> Config:
+def _build(
+    document: Document,
+    overrides: Mapping[str, Any] | None,
+    *,
+    file: str,
+    env: Mapping[str, str],
+    base_dir: Path | None,
+) -> Config:
     fill_in(document, Variables(env))
+    document.override(overrides or {})
     try:
         config = Config.model_validate(document.data, context={"base_dir": base_dir})
     except ValidationError as error:

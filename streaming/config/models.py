@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import (
     BaseModel,
@@ -22,13 +22,13 @@ from streaming.config.stages import (
     EncoderConfig,
     LoggingConfig,
     ModelConfig,
+    Role,
     TemporalConfig,
     TransportConfig,
 )
 from streaming.config.urls import SOURCE_KINDS, broker_from_url
 from streaming.errors import ConfigError
 
-Role = Literal["capture", "encode", "publish"]
 ROLES: Final[tuple[Role, ...]] = ("capture", "encode", "publish")
 
 
@@ -128,8 +128,10 @@ class Config(Section):
     @field_validator("transport")
     @classmethod
     def _transport_fits(cls, transport: TransportConfig, info: ValidationInfo) -> TransportConfig:
-        for at, sentence in _transport_faults(transport, info.data.get("roles", ()), info.data.get("encoder")):
-            raise rule(sentence, at)
+        roles, encoder = info.data.get("roles"), info.data.get("encoder")
+        if roles is not None and encoder is not None:  # else they are faulty and told
+            for key, sentence in transport.faults(frozenset(roles), encoder.processes):
+                raise rule(sentence, key)
         return transport
 
     @field_validator("cameras")
@@ -208,31 +210,3 @@ def _under(defaults: Mapping[str, Any], own: Any) -> Any:
         for key, value in defaults.items()
     }
     return both | {key: value for key, value in own.items() if key not in defaults}
-
-
-def _transport_faults(
-    transport: TransportConfig, roles: tuple[Role, ...], encoder: EncoderConfig | None
-) -> list[tuple[str, str]]:
-    """What does not fit together: (key, sentence)."""
-    if not roles:
-        return []
-    encodes, captures, keys = "encode" in roles, "capture" in roles, transport.keys
-    faults = {
-        ("connect", "expected no connect where the role encode runs: frames stay on this host"): encodes
-        and bool(transport.connect),
-        ("connect", "expected the endpoints of the encoder host: the role encode does not run here"): not encodes
-        and not transport.connect,
-        ("listen", "expected no listen where the role encode does not run"): not encodes and bool(transport.listen),
-        ("listen", "expected endpoints to listen at: the role capture does not run here"): not captures
-        and not transport.listen,
-        ("listen", "expected as many endpoints as encoder.processes"): bool(transport.listen)
-        and encoder is not None
-        and encoder.processes not in {"auto", len(transport.listen)},
-        ("keys", "expected keys.server, the public key of the encoder host"): keys is not None
-        and captures
-        and keys.server is None,
-        ("keys", "expected keys.clients, the folder of the capture hosts' public keys"): keys is not None
-        and encodes
-        and keys.clients is None,
-    }
-    return [fault for fault, is_there in faults.items() if is_there]

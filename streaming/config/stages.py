@@ -1,6 +1,7 @@
 """The sections of the stages: model, temporal, encoder, capture, transport; and logging."""
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
@@ -93,6 +94,7 @@ class KeysConfig(Section):
     )
 
 
+Role = Literal["capture", "encode", "publish"]
 _TCP = re.compile(r"tcp://([^\s/@]+):(\d{1,5})")
 
 
@@ -152,6 +154,30 @@ class TransportConfig(Section):
         if "keys" in info.data and info.data["keys"] is None and any(map(_leaves_host, endpoints)):
             raise rule("expected transport.keys with an endpoint that leaves this host; make them with `camvec keys`")
         return endpoints
+
+    def faults(self, roles: frozenset[Role], processes: Literal["auto"] | int) -> Iterator[tuple[str, str]]:
+        """What does not fit what runs on this host: (key, sentence)."""
+        encodes, captures = "encode" in roles, "capture" in roles
+        if encodes and self.connect:
+            yield "connect", "expected none where the role encode runs: frames stay on this host"
+        if not encodes and not self.connect:
+            yield "connect", "expected the endpoints of the encoder host: the role encode does not run here"
+        if not encodes and self.listen:
+            yield "listen", "expected none where the role encode does not run"
+        if not captures and not self.listen:
+            yield "listen", "expected endpoints for the capture hosts: the role capture does not run here"
+        if self.listen and processes not in {"auto", len(self.listen)}:
+            yield "listen", f"expected as many endpoints as encoder.processes, {processes}, got {len(self.listen)}"
+        if self.keys is not None:
+            yield from self._key_faults(self.keys, encodes=encodes, captures=captures)
+
+    def _key_faults(self, keys: KeysConfig, *, encodes: bool, captures: bool) -> Iterator[tuple[str, str]]:
+        if not self.listen and not self.connect:
+            yield "keys", "expected listen or connect with them: on one host they would not be used"
+        if captures and keys.server is None:
+            yield "keys", "expected server, the public key file of the encoder host"
+        if encodes and keys.clients is None:
+            yield "keys", "expected clients, the folder with the public key files of the capture hosts"
 
 
 class LoggingConfig(Section):

@@ -1,0 +1,86 @@
+"""The commands about configuration: `camvec check`, `camvec schema`, `camvec keys`. None of them loads torch or FFmpeg."""
+
+# ruff: noqa: PLC0415 - each command imports what it needs when it runs, so that `--help` and `watch` start fast
+
+import json
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from streaming.config import Config
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file to `app`."""
+    for command in (check, schema, keys):
+        app.command()(command)
+
+
+def check(
+    config: Annotated[str, typer.Argument(help="Configuration file, or just the URL of a camera.")],
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole configuration that is in effect, secrets masked.")
+    ] = False,
+) -> None:
+    """Is this configuration valid, are its files there, and what is in effect?"""
+    from streaming.config import load_config
+    from streaming.config.review import missing_sources, require_files, warnings
+
+    loaded = load_config(config)
+    require_files(loaded)
+    notes = missing_sources(loaded) + warnings(loaded)
+    if as_json:
+        print(json.dumps({"ok": True, "warnings": notes, "config": loaded.dump()}, indent=2))
+        return
+    print(_summary(loaded))
+    for note in notes:
+        typer.echo(f"warning: {note}", err=True)
+
+
+def _summary(config: "Config") -> str:
+    from streaming.redaction import redact
+
+    mqtt, cameras = config.mqtt, config.enabled_cameras()
+    broker = "built-in, 127.0.0.1" if mqtt.embedded else mqtt.host
+    lines = [
+        f"node     {config.node} ({', '.join(config.roles)})",
+        f"broker   {broker}:{mqtt.port}{', TLS' if mqtt.tls else ''}, topics below {mqtt.root}/{config.node}",
+        f"model    {config.model.name}{', with the temporal head' if config.temporal else ''}",
+    ]
+    for name in cameras:
+        camera = config.cameras[name]
+        lines.append(f"camera   {name}: {redact(camera.url)}, {camera.budget_ms:g} ms, priority {camera.priority}")
+    off = len(config.cameras) - len(cameras)
+    return "\n".join([*lines, f"valid: {len(cameras)} cameras" + (f", {off} switched off" if off else "")])
+
+
+def schema(
+    *, output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to this file.")] = None
+) -> None:
+    """The JSON Schema of the configuration, for editors."""
+    from streaming.config import editor_schema
+
+    text = json.dumps(editor_schema(), indent=2)
+    if output is None:
+        print(text)
+    else:
+        output.write_text(text + "\n", encoding="utf-8")
+
+
+def keys(
+    folder: Annotated[Path, typer.Argument(help="Where NAME.public and NAME.secret are written.")],
+    *,
+    name: Annotated[
+        str, typer.Option(help="Name of the key in the log of the other host; default: the host name.")
+    ] = "",
+) -> None:
+    """Make the CURVE keys of one host, for frames that travel between hosts."""
+    from streaming.curve import make_keys
+
+    public, secret = make_keys(folder, name or socket.gethostname())
+    print(f"{secret}: stays on this host, as transport.keys.secret")
+    print(f"{public}: goes to the other hosts, as transport.keys.server or into the folder transport.keys.clients")
