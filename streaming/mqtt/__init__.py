@@ -1,0 +1,1 @@
+"""MQTT: settings, one connection, and the publisher on top."""
