@@ -7,13 +7,16 @@ process, is the same picture. `Scene(params).truth(index)` says what moved witho
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streaming.sources import scene_render as draw
-from streaming.sources.scene_actors import Actor, Kind, Pose, View, make_actors, make_view, pose
+from streaming.sources.scene_actors import Kind, Pose, Traffic, View, make_actors, make_view, pose
+from streaming.sources.scene_backdrop import CACHED_VIEWS, backdrop
+from streaming.sources.scene_canvas import Canvas
 from streaming.sources.scene_params import SceneParams
 from streaming.sources.scene_source import SceneSource
 
@@ -51,13 +54,22 @@ class Scene:
 
     def __init__(self, params: SceneParams) -> None:
         self.params = params
+        self._traffic = Traffic(params.seed, params.activity, params.active_s, params.quiet_s)
         self.clock_box = draw.clock_box(params.size_hw) if params.clock else None
+
+    def warm(self) -> None:
+        """Draw once what is cached, so that no frame is late because its view is new."""
+        params = self.params
+        for number in range(min(params.views, CACHED_VIEWS) if params.cut_every_s else 1):
+            view = make_view(params.seed, number, params.size[0] / params.size[1])
+            draw.add_glow(backdrop(params.seed, view, params.size_hw).copy(), view)
+        self.render(0)
 
     def render(self, index: int) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB of frame `index`."""
         params, view = self.params, self._view(index)
-        image = draw.backdrop(params.seed, view, params.size_hw).copy()
-        canvas = draw.Canvas(image)
+        image = backdrop(params.seed, view, params.size_hw).copy()
+        canvas = Canvas(image)
         for each in self._poses(index):
             draw.draw_actor(canvas, each)
         if self._lamp(index):
@@ -94,21 +106,11 @@ class Scene:
     def _clock_text(self, index: int) -> str:
         return (_CLOCK_START + timedelta(seconds=self._seconds(index))).strftime("%Y-%m-%d %H:%M:%S")
 
-    def _actors(self, view: View, at_s: float) -> tuple[Actor, ...]:
-        """Those who entered in this cycle or the last one: nobody stays longer than a cycle."""
-        params = self.params
-        cycle_s = params.active_s + params.quiet_s
-        now = int(at_s // cycle_s)
-        return tuple(
-            actor
-            for cycle in range(max(0, now - 1), now + 1)
-            for actor in make_actors(params.seed, view, cycle, params.active_s, cycle_s, params.activity)
-        )
-
     def _poses(self, index: int) -> list[Pose]:
         """Everybody on their way, the farthest first."""
         view, at_s = self._view(index), self._seconds(index)
-        poses = (pose(actor, view, at_s) for actor in self._actors(view, at_s))
+        actors = chain.from_iterable(make_actors(self._traffic, view, cycle) for cycle in self._traffic.cycles(at_s))
+        poses = (pose(actor, view, at_s) for actor in actors)
         return sorted((each for each in poses if each), key=lambda each: (each.y, each.actor.id))
 
     def _objects(self, index: int) -> tuple[ObjectTruth, ...]:

@@ -150,36 +150,48 @@ def _avenue(horizon: float, aspect: float, vanish: float) -> tuple[Path, ...]:
     )
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """How much is going on, and when: periods of `active_s` in which some come, then `quiet_s` in which nobody is there."""
+
+    seed: int
+    activity: float
+    active_s: float
+    quiet_s: float
+
+    def cycles(self, at_s: float) -> range:
+        """The cycles whose actors may be there at `at_s`: nobody stays longer than one."""
+        now = int(at_s // (self.active_s + self.quiet_s))
+        return range(max(0, now - 1), now + 1)
+
+
 @lru_cache(maxsize=64)
-def make_actors(
-    seed: int, view: View, cycle: int, active_s: float, cycle_s: float, activity: float
-) -> tuple[Actor, ...]:
-    """All who enter `view` in cycle number `cycle`; with a quiet end (active_s < cycle_s) they are gone before it."""
+def make_actors(traffic: Traffic, view: View, cycle: int) -> tuple[Actor, ...]:
+    """All who enter `view` in cycle number `cycle`; they are gone before it gets quiet."""
+    cycle_s = traffic.active_s + traffic.quiet_s
     actors: list[Actor] = []
     for number, path in enumerate(view.paths):
-        rng = np.random.default_rng([seed, 2, view.number, cycle, number])
-        speed = float(rng.uniform(7.0, 13.0)) if path.cars else 0.0  # one speed per lane: nobody drives into another
-        for enter_s in _entries(rng, path, active_s, activity):
-            actor = _actor(
-                rng, f"{view.number}.{cycle}.{number}.{len(actors)}", view, path, cycle * cycle_s + enter_s, speed
-            )
-            # Nobody stays longer than a cycle, so whoever wants all at one moment asks for this cycle and the last.
-            leave_by_s = active_s if active_s < cycle_s else enter_s + cycle_s
+        rng = np.random.default_rng([traffic.seed, 2, view.number, cycle, number])
+        lane_speed = float(rng.uniform(7.0, 13.0))  # of all cars of one lane: nobody drives into another
+        for enter_s in _entries(rng, path, traffic):
+            name = f"{view.number}.{cycle}.{number}.{len(actors)}"
+            actor = _actor(rng, name, view, path, start_s=cycle * cycle_s + enter_s, lane_speed=lane_speed)
+            leave_by_s = traffic.active_s if traffic.quiet_s else enter_s + cycle_s
             if enter_s + actor.duration_s <= leave_by_s:
                 actors.append(actor)
     return tuple(actors)
 
 
-def _entries(rng: np.random.Generator, path: Path, active_s: float, activity: float) -> Iterator[float]:
-    rate = activity * (CARS_PER_S if path.cars else WALKERS_PER_S)
-    after = -HEADWAY_S
-    for enter_s in np.sort(rng.uniform(0.0, active_s, rng.poisson(rate * active_s))).tolist():
-        if not path.cars or enter_s >= after + HEADWAY_S:
-            after = enter_s
+def _entries(rng: np.random.Generator, path: Path, traffic: Traffic) -> Iterator[float]:
+    expected = traffic.activity * traffic.active_s * (CARS_PER_S if path.cars else WALKERS_PER_S)
+    free_s = 0.0
+    for enter_s in np.sort(rng.uniform(0.0, traffic.active_s, rng.poisson(expected))).tolist():
+        if not path.cars or enter_s >= free_s:
+            free_s = enter_s + HEADWAY_S
             yield enter_s
 
 
-def _actor(rng: np.random.Generator, name: str, view: View, path: Path, start_s: float, lane_speed: float) -> Actor:
+def _actor(rng: np.random.Generator, name: str, view: View, path: Path, *, start_s: float, lane_speed: float) -> Actor:
     if path.cars:
         kind: Kind = "van" if rng.random() < 0.2 else "car"
         speed, scale, colours = lane_speed, float(rng.uniform(0.95, 1.08)), CAR_COLOURS

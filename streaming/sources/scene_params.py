@@ -60,16 +60,16 @@ class SceneParams:
             pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
         except ValueError as exc:
             raise ConfigError(f"scene:{name}: expected key=value&key=value after the '?', got {query!r}") from exc
-        return cls(**{"name": name, **preset, **{key: _value(name, key, text) for key, text in pairs}})._checked()
+        given = {key: _value(name, key, text) for key, text in pairs}
+        return cls(**{"name": name, **preset, **given})
 
-    def _checked(self) -> Self:
+    def __post_init__(self) -> None:
         if not self.realtime and not self.frames:
             raise ConfigError(f"scene:{self.name}: realtime=0 needs frames=N, a file has an end")
         if self.quiet_s and self.active_s < 5:
             raise ConfigError(
                 f"scene:{self.name}: active_s: expected at least 5, time to cross the picture, got {self.active_s}"
             )
-        return self
 
     @property
     def size_hw(self) -> tuple[int, int]:

@@ -6,7 +6,6 @@ index says so. Ends with its parent: at end of file on a piped standard input, w
 """
 
 import ctypes
-import fcntl
 import json
 import os
 import select
@@ -15,8 +14,8 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from fractions import Fraction
-from typing import Final, TextIO
+from pathlib import Path
+from typing import Any, Final, TextIO
 
 import av
 import numpy as np
@@ -100,6 +99,7 @@ class SceneEncoder:
         stream.codec_context.colorspace = _BT709 if high else _BT601
         stream.codec_context.color_range = _LIMITED
         self._stream = stream
+        self._container.start_encoding()
 
     def encode(self, coded: NDArray[np.uint8], index: int) -> bytes:
         """(H + 16, W, 3) uint8 RGB of frame `index` -> the bytes that carry it."""
@@ -115,7 +115,7 @@ class SceneEncoder:
         self._container.close()
         return data + self._sink.take()
 
-    def _mux(self, packets: list[av.Packet]) -> bytes:
+    def _mux(self, packets: list[Any]) -> bytes:
         self._container.mux(packets)
         return self._sink.take()
 
@@ -151,6 +151,7 @@ def due_indexes(params: SceneParams, outlet: Outlet, clock: Clock) -> Iterator[i
 def run(params: SceneParams, outlet: Outlet, log: TextIO | None, clock: Clock = SYSTEM_CLOCK) -> None:
     """Send the scene until its end, or until ReaderGoneError."""
     scene, encoder = Scene(params), SceneEncoder(params)
+    scene.warm()
     coded = np.empty((params.size_hw[0] + STRIP_PX, params.size_hw[1], 3), np.uint8)
     previous: int | None = None
     for index in due_indexes(params, outlet, clock):
@@ -203,7 +204,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         params = SceneParams.parse(arguments[0])
-        log = open(params.log, "a", encoding="utf-8") if params.log else None  # noqa: SIM115 - open until the process ends
+        log = Path(params.log).open("a", encoding="utf-8") if params.log else None  # noqa: SIM115 - open until the process ends
     except (ConfigError, OSError) as exc:
         print(exc, file=sys.stderr)  # noqa: T201 - the parent reads it
         return 2

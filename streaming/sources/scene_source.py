@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import av
-import numpy as np
-from numpy.typing import NDArray
 
 from streaming.clock import SYSTEM_CLOCK, Clock
 from streaming.errors import ConfigError, SourceError
 from streaming.frames import CaptureTime
 from streaming.sources.base import Picture, SourceConfig, StreamInfo
+from streaming.sources.planes import plane_view
 from streaming.sources.scene_params import SceneParams
 from streaming.sources.timecode import STRIP_PX, TimeCode, read_strip
 
@@ -82,11 +81,15 @@ class SceneSource:
             try:
                 images = packet.decode()
             except (OSError, ValueError) as exc:
-                raise SourceError("codec", f"{self._config.url}: a packet of the scene cannot be decoded: {exc}") from exc
+                raise SourceError(
+                    "codec", f"{self._config.url}: a packet of the scene cannot be decoded: {exc}"
+                ) from exc
             decode_us = (time.perf_counter_ns() - started_ns) // 1000
             for image in images:
                 captured = self._captured(image, arrived_us)
-                yield Picture(image, _pts_us(image), captured, arrived_ns, decode_us, reset=first, keyframe=packet.is_keyframe)
+                yield Picture(
+                    image, _pts_us(image), captured, arrived_ns, decode_us, reset=first, keyframe=packet.is_keyframe
+                )
                 first = False
         if self._params.realtime:
             raise self._lost(None)
@@ -99,7 +102,7 @@ class SceneSource:
             self._container.close()
         self._process = self._container = None
 
-    def _packets(self) -> Iterator[av.Packet]:
+    def _packets(self) -> Iterator[Any]:
         try:
             for packet in self._container.demux(video=0):
                 if packet.size:
@@ -126,13 +129,11 @@ class SceneSource:
 
 def read_time_code(image: av.VideoFrame) -> TimeCode | None:
     """The time code in the last 16 rows of a decoded picture of the scene, or None when it is damaged."""
-    plane = image.planes[0]
-    rows: NDArray[np.uint8] = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-    return read_strip(rows[image.height - STRIP_PX : image.height, : image.width])
+    return read_strip(plane_view(image.planes[0], (image.height, image.width))[-STRIP_PX:])
 
 
 def _pts_us(image: av.VideoFrame) -> int:
-    return round((image.pts or 0) * image.time_base * 1_000_000)
+    return round((image.pts or 0) * (image.time_base or 0) * 1_000_000)
 
 
 class _SceneProcess:

@@ -7,7 +7,8 @@ left at all. Big-endian: frame index (32 bits), Unix microseconds (64), CRC-32 o
 
 import struct
 import zlib
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ _CELL_ROWS: Final = STRIP_PX // _ROWS
 _BLACK, _WHITE, _THRESHOLD = 40, 215, 128
 
 
-class TimeCode(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TimeCode:
     """Frame number `index` and the moment it was taken, in Unix microseconds."""
 
     index: int
