@@ -59,6 +59,8 @@ class FeatureRecord(msgspec.Struct, tag="feature"):
     reset: bool = False
     temporal: bytes | None = None
     """Output of the temporal head, little-endian float32, when it is switched on."""
+    lossless: bool = False
+    """From a file read at the encoder's pace: the publisher queues it instead of keeping the newest only."""
 
 
 class HeldRecord(msgspec.Struct, tag="held"):
