@@ -4,6 +4,7 @@ A key file is one line, `camvec-curve-public NAME KEY` or `camvec-curve-secret N
 its pair and a folder of the clients' `.public` files; a client has its pair and the server's `.public` file.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -122,7 +123,12 @@ def _load(path: Path, kind: Literal["public", "secret"]) -> tuple[str, bytes]:
 def load_clients(folder: Path) -> dict[bytes, str]:
     """Public key -> name of every `.public` file in `folder`; a broken file is logged and lets nobody in."""
     clients = {}
-    for path in sorted(folder.glob("*.public")):
+    try:
+        paths = sorted(folder.glob("*.public"))
+    except OSError as exc:
+        _LOG.warning("cannot read the clients' keys in %s: %s", folder, exc.strerror)
+        return {}
+    for path in paths:
         try:
             clients[load_public(path)] = path.stem
         except ConfigError as exc:
@@ -137,13 +143,13 @@ class Gatekeeper:
     pyzmq's ThreadAuthenticator would run an event loop in its thread, and reads the folder only when told.
     """
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", clients: Path) -> None:
+    def __init__(self, context: zmq.SyncContext, clients: Path) -> None:
         if not clients.is_dir():
             raise ConfigError("expected a folder with the clients' .public files", path=str(clients))
         self._context, self._clients = context, clients
         self._stop_endpoint = f"inproc://gatekeeper-{id(self)}"
-        self._stop = context.socket(zmq.PAIR)
         self._thread = threading.Thread(target=self._serve, name="curve-gatekeeper", daemon=True)
+        self._stop: zmq.SyncSocket
         self._bound = threading.Event()
         self._failure: zmq.ZMQError | None = None
         self.allowed: Counter[str] = Counter()
@@ -152,6 +158,7 @@ class Gatekeeper:
         """Handshakes refused, by public key."""
 
     def __enter__(self) -> Self:
+        self._stop = self._context.socket(zmq.PAIR)
         self._stop.setsockopt(zmq.LINGER, 0)
         self._stop.bind(self._stop_endpoint)
         self._thread.start()
@@ -164,7 +171,8 @@ class Gatekeeper:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.send(b"")
+        with contextlib.suppress(zmq.Again):  # the thread may have ended already
+            self._stop.send(b"", zmq.NOBLOCK)
         self._thread.join()
         self._stop.close()
 
@@ -207,7 +215,7 @@ class Gatekeeper:
         self.denied[key if known else "others"] += 1
 
 
-def secure(socket: "zmq.Socket[bytes]", keys: Keys) -> None:
+def secure(socket: zmq.SyncSocket, keys: Keys) -> None:
     """Set CURVE on a socket before it binds (ServerKeys) or connects (ClientKeys)."""
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)

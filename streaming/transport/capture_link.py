@@ -77,17 +77,14 @@ class CaptureLink:
         self._welcome: Welcome | None = None
         self._heard_ns = self._echo_ns = 0
         self._bad = BadMessages()
-        self._readers: list[LoopReader] = []
+        self._reader: LoopReader | None = None
         self._heartbeat: asyncio.Task[None] | None = None
         for camera in cameras:
             self._add(camera, lossless=camera in lossless)
 
     async def __aenter__(self) -> Self:
         self._end.open({zmq.IDENTITY: self.worker.encode(), zmq.IMMEDIATE: 1})
-        self._readers = [
-            LoopReader(self._end.socket, self._on_message),
-            LoopReader(self._end.monitor, lambda _: self._end.count_refusal()),
-        ]
+        self._reader = LoopReader(self._end.socket, self._on_message)
         self._heartbeat = asyncio.create_task(self._beat(), name=f"hello:{self.worker}")
         return self
 
@@ -101,8 +98,8 @@ class CaptureLink:
                     await self._heartbeat
             self._send([encode(Bye(self.worker))])
         finally:
-            for reader in self._readers:
-                reader.close()
+            if self._reader is not None:
+                self._reader.close()
             # Closing waits for the last words to leave: not on the loop. The loop no longer touches the socket.
             await asyncio.to_thread(self._end.close, BYE_LINGER_MS)
 
@@ -170,8 +167,8 @@ class CaptureLink:
         For newest wins, wait for this and for a newer frame at once; when the newer one comes first, book the older as
         `blocked(camera)`. Raises KeyError when the camera is removed.
         """
-        changed = self._changed[camera]
         while self.blocked(camera) is not None:
+            changed = self._changed[camera]
             wait_ns = self._credits.wait_ns(camera, self._clock.monotonic_ns()) if self.connected else None
             changed.clear()
             with contextlib.suppress(TimeoutError):
@@ -214,6 +211,8 @@ class CaptureLink:
 
     async def _beat(self) -> None:
         while True:
+            if not self.connected:
+                self._end.reconnect_if_refused()
             self._say_hello()
             await asyncio.sleep(HELLO_S if self.connected else HELLO_RETRY_S)
 
@@ -235,7 +234,8 @@ class CaptureLink:
             self._end.socket.send_multipart(parts, zmq.DONTWAIT, copy=True)
         except zmq.Again:
             return False
-        self._readers[0].look_again()
+        if self._reader is not None:
+            self._reader.look_again()
         return True
 
     def _on_message(self, parts: list[bytes]) -> None:

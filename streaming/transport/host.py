@@ -20,15 +20,16 @@ def runtime_dir(run: str = "") -> Path:
     `run` names a folder inside, so that two daemons of one user do not meet. Raises TransportError if the folder
     cannot be made or belongs to somebody else.
     """
-    folder = _base_dir() / run
+    base = _base_dir()
+    folder = base / run
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _own(_base_dir())
-        return _own(folder)
     except OSError as exc:
         raise TransportError(
             f"cannot use {folder} for sockets: {exc.strerror}; set RUNTIME_DIRECTORY to a folder of your own"
         ) from exc
+    _own(base)
+    return _own(folder)
 
 
 def _base_dir() -> Path:

@@ -49,6 +49,7 @@ class RecordSender:
         try:
             self._end.socket.send_multipart([self._name, encode(record)], zmq.DONTWAIT)
         except zmq.Again:
+            self._end.reconnect_if_refused()
             return False
         return True
 

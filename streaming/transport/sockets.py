@@ -10,9 +10,10 @@ import fcntl
 import ipaddress
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from streaming.wire import MAX_MESSAGE_BYTES
 
 RECONNECT_MS: Final = 50
 RECONNECT_MAX_MS: Final = 1000
+MAX_PORT: Final = 65535
 TCP_HEARTBEAT_MS: Final = 1000
 TCP_SILENCE_MS: Final = 3000
 DRAIN_AT_ONCE: Final = 64
@@ -64,15 +66,23 @@ def check_endpoint(endpoint: str, keys: Keys | None) -> None:
         check_ipc_path(endpoint)
     if scheme == "inproc" and keys is not None:
         raise TransportError(f"expected no keys for {endpoint}: inproc:// does not leave the process")
-    if scheme == "tcp" and keys is None and not _is_loopback(address):
+    if scheme == "tcp":
+        _check_tcp(endpoint, address, keys)
+
+
+def _check_tcp(endpoint: str, address: str, keys: Keys | None) -> None:
+    host, _, port = address.rpartition(":")
+    # ZeroMQ takes 99999 as 34463.
+    if not host or not (port == "*" or (port.isdecimal() and int(port) <= MAX_PORT)):
+        raise TransportError(f"expected tcp://HOST:PORT with a port up to {MAX_PORT}, got {endpoint!r}")
+    if keys is None and not _is_loopback(host.strip("[]")):
         raise TransportError(
             f"expected CURVE keys for {endpoint}, got none: it leaves this host; make them with `camvec keys`, "
             "or use 127.0.0.1"
         )
 
 
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
+def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -96,6 +106,7 @@ class End:
         self._kind, self._bind, self._keys, self._shared, self._hwm = kind, bind, keys, context, hwm
         self._stack = ExitStack()
         self._linger_ms = 0
+        self._was_refused, self._reconnect_at_s = False, 0.0
         self.socket: zmq.SyncSocket
         self.monitor: zmq.SyncSocket
         self.gatekeeper: Gatekeeper | None = None
@@ -129,7 +140,8 @@ class End:
             zmq.RECONNECT_IVL_MAX: RECONNECT_MAX_MS,
         }
         if self.endpoint.startswith("tcp://"):
-            common |= {zmq.IPV6: 1, zmq.HEARTBEAT_IVL: TCP_HEARTBEAT_MS, zmq.HEARTBEAT_TIMEOUT: TCP_SILENCE_MS}
+            common |= {zmq.HEARTBEAT_IVL: TCP_HEARTBEAT_MS, zmq.HEARTBEAT_TIMEOUT: TCP_SILENCE_MS}
+            common[zmq.IPV6] = int("[" in self.endpoint)
         for option, value in (common | options).items():
             self.socket.setsockopt(option, value)
 
@@ -158,6 +170,15 @@ class End:
         except OSError as exc:
             raise TransportError(f"cannot bind {self.endpoint}: {exc.strerror}") from exc
 
+    def reconnect_if_refused(self) -> None:
+        """To be called now and then on a connected end: libzmq itself never tries again after it was refused."""
+        self.read_monitor()
+        if self._was_refused and time.monotonic() >= self._reconnect_at_s:
+            self._was_refused, self._reconnect_at_s = False, time.monotonic() + RECONNECT_MAX_MS / 1000
+            with suppress(zmq.ZMQError):  # the refused connection may be gone already
+                self.socket.disconnect(self.endpoint)
+            self.socket.connect(self.endpoint)
+
     def read_monitor(self) -> None:
         """Count what the handshake monitor has to say; call it when `monitor` is readable."""
         for _ in range(DRAIN_AT_ONCE):
@@ -172,6 +193,7 @@ class End:
         if not self.refused_handshakes:
             _LOG.warning("handshake refused at %s: wrong or unknown key, or one end without CURVE", self.endpoint)
         self.refused_handshakes += 1
+        self._was_refused = True
 
     def close(self, linger_ms: int = 0) -> None:
         """Close everything; what was sent has `linger_ms` to leave. Waits that long at most when the context is ours."""
