@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from streaming.clock import Clock
-from streaming.frames import ClockSource, Since
+from streaming.frames import ClockSource, DropCause, Since
 from streaming.slot import NewestSlot
 from streaming.sources.base import Picture, StreamInfo
 
@@ -26,11 +26,18 @@ class FrameAccount:
     `deliver` belongs to the reader thread of the present connection, the rest is safe from any thread.
     """
 
-    def __init__(self, slot: NewestSlot[Taken], first_seq: int, clock: Clock, on_count: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        slot: NewestSlot[Taken],
+        first_seq: int,
+        clock: Clock,
+        on_count: Callable[[int], None],
+        supersede_cause: Callable[[], DropCause],
+    ) -> None:
         self.captured = first_seq
         self.last_frame_at_us: int | None = None
         self.last_clock: ClockSource | None = None
-        self._slot, self._clock, self._on_count = slot, clock, on_count
+        self._slot, self._clock, self._on_count, self._supersede_cause = slot, clock, on_count, supersede_cause
         self._lock = threading.Lock()
         self._since = Since()
         self._arrivals_ns: deque[int] = deque(maxlen=50)
@@ -91,7 +98,7 @@ class FrameAccount:
         superseded = self._slot.take()
         since, self._since = self._since, Since()
         if superseded is not None:
-            since.add(superseded.since).drop("superseded")
+            since.add(superseded.since).drop(self._supersede_cause())
             picture.reset |= superseded.picture.reset
         taken = Taken(frame_seq, picture, since, info)
         self._slot.put(taken)

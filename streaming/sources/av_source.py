@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import av
 import av.container
@@ -17,6 +17,8 @@ from streaming.sources.ffmpeg_log import LogLine, captured_log
 from streaming.sources.options import Request, request_for
 from streaming.sources.reasons import source_error
 from streaming.sources.timestamps import CaptureClock, Pacer, TimestampRepair
+
+ATTACHED_PICTURE: Final = 0x400  # AV_DISPOSITION_ATTACHED_PIC
 
 
 class AvSource:
@@ -130,18 +132,20 @@ class AvSource:
             except Exception as exc:
                 raise self._translated(exc, lines, waited_s=time.monotonic() - started_s) from exc
 
-    def _translated(self, exc: Exception, lines: list[LogLine], waited_s: float = 0.0) -> SourceError:
+    def _translated(self, exc: Exception, lines: list[LogLine], waited_s: float | None = None) -> SourceError:
+        """`waited_s`: how long the opening took that failed; None while reading."""
         kind = self._request.kind if self._request is not None else "file"
         # A server that accepts and then says nothing ends as "invalid data" once the time is up.
         shortest_s = min(self._config.open_timeout_s, self._config.read_timeout_s)
-        waited_out = kind in ("rtsp", "http") and waited_s >= 0.9 * shortest_s
-        return source_error(exc, lines, self._config.url, device=kind == "device", waited_out=waited_out)
+        waited_out = waited_s is not None and kind in ("rtsp", "http") and waited_s >= 0.9 * shortest_s
+        return source_error(
+            exc, lines, self._config.url, device=kind == "device", waited_out=waited_out, reading=waited_s is None
+        )
 
 
 def _is_cover_art(stream: Any) -> bool:
     """A picture that belongs to an audio file is not a video."""
-    disposition = getattr(stream, "disposition", None)
-    return disposition is not None and "attached_pic" in str(disposition)
+    return bool(int(getattr(stream, "disposition", 0)) & ATTACHED_PICTURE)
 
 
 def _codec_name(stream: Any) -> str:

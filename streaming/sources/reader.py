@@ -11,7 +11,7 @@ import msgspec
 
 from streaming.clock import SYSTEM_CLOCK, Clock
 from streaming.errors import Reason, SourceError
-from streaming.frames import Since
+from streaming.frames import DropCause, Since
 from streaming.records import CameraStatus, StateRecord
 from streaming.redaction import redact
 from streaming.retry import Backoff, Cooldown
@@ -36,11 +36,15 @@ def _no_count(_captured: int) -> None:
     pass
 
 
+def _superseded() -> DropCause:
+    return "superseded"
+
+
 class CameraReader:
     """Reads one source into `slot`: for ever if it is live, else to its end. Made on a running event loop.
 
     `on_state` is called on the loop whenever the state changes; `state()` gives it with fresh figures. `on_count` gets the
-    total of captured frames, from the reader thread. A read that is stuck is abandoned with its thread: it delays neither
+    total of captured frames, `supersede_cause` says why a picture is overtaken in the slot: from the reader thread. A read that is stuck is abandoned with its thread: it delays neither
     the next attempt nor the end of `run`.
     """
 
@@ -52,6 +56,7 @@ class CameraReader:
         first_seq: int = 0,
         on_state: Callable[[StateRecord], None] = _no_state,
         on_count: Callable[[int], None] = _no_count,
+        supersede_cause: Callable[[], DropCause] = _superseded,
         clock: Clock = SYSTEM_CLOCK,
         rng: random.Random | None = None,
         backoff: Backoff | None = None,
@@ -63,7 +68,7 @@ class CameraReader:
         self.slot: NewestSlot[Taken] = NewestSlot()
         self._on_state, self._clock, self._open_source = on_state, clock, open_source
         self._backoff, self._cooldown = backoff or Backoff(rng=rng), cooldown or Cooldown(rng=rng)
-        self._account = FrameAccount(self.slot, first_seq, clock, on_count)
+        self._account = FrameAccount(self.slot, first_seq, clock, on_count, supersede_cause)
         self._watchdog = Watchdog(config)
         self._connection: Connection | None = None
         self._threads: list[threading.Thread] = []

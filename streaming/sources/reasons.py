@@ -29,6 +29,7 @@ class Rule(NamedTuple):
     """What FFmpeg must have logged, lower case."""
     errnos: frozenset[int] = frozenset()
     device: bool | None = None
+    reading: bool | None = None
 
 
 UNREACHABLE: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
@@ -63,15 +64,12 @@ FAILED: Final = (
     Rule("no_device", "no such device; is the camera plugged in?", device=True),
     Rule("not_found", "no permission to read it", (PermissionError,)),
     Rule("not_found", "no such file", (FileNotFoundError,)),
+    Rule("ended", "the connection broke off", reading=True),
     Rule("tls", "the certificate is not trusted; set tls_ca to the PEM file of its authority", said="certificate"),
     Rule("tls", "the TLS connection failed; does this port speak TLS?", said="tls"),
     Rule("refused", "nothing listens on this port; is the camera on, and the port right?", (ConnectionRefusedError,)),
     Rule("unreachable", "the host name cannot be resolved; check the name and the DNS", said="failed to resolve"),
-    Rule(
-        "ended",
-        "the other side closed the connection",
-        (ConnectionResetError, ConnectionAbortedError, BrokenPipeError, EOFError),
-    ),
+    Rule("ended", "the other side closed the connection", (ConnectionError, EOFError)),
     Rule("unreachable", "no way to this host; check the address and the network", errnos=UNREACHABLE),
     Rule("unreachable", "input or output failed; check the address and the network", errnos=frozenset({errno.EIO})),
     Rule("codec", "what comes is not a video that can be decoded; does the URL point at a video stream?"),
@@ -79,22 +77,33 @@ FAILED: Final = (
 
 
 def source_error(
-    exc: Exception, lines: Sequence[LogLine], url: str, *, device: bool = False, waited_out: bool = False
+    exc: Exception,
+    lines: Sequence[LogLine],
+    url: str,
+    *,
+    device: bool = False,
+    waited_out: bool = False,
+    reading: bool = False,
 ) -> SourceError:
-    """`exc` of av as a SourceError. `lines`: what FFmpeg logged meanwhile; `waited_out`: the time was up by then."""
-    errors_said = [message.strip() for level, _name, message in lines if level <= av.logging.ERROR]
+    """`exc` of av as a SourceError; `lines` is what FFmpeg logged meanwhile.
+
+    `waited_out`: the time was up by then. `reading`: the source was open already.
+    """
     said = " ".join(f"{name} {message}" for _level, name, message in lines).lower()
-    rule = next((rule for rule in ANSWERED if _applies(rule, exc, said, device=device)), None)
+    facts = {"device": device, "reading": reading}
+    rule = next((rule for rule in ANSWERED if _applies(rule, exc, said, facts)), None)
     if rule is None:
-        rule = SILENT if waited_out else next(rule for rule in FAILED if _applies(rule, exc, said, device=device))
+        rule = SILENT if waited_out else next(rule for rule in FAILED if _applies(rule, exc, said, facts))
+    errors_said = [message.strip() for level, _name, message in lines if level <= av.logging.ERROR]
     detail = redact(errors_said[-1]) if errors_said else type(exc).__name__
     return SourceError(rule.reason, f"{redact(url)}: {rule.advice} ({detail})")
 
 
-def _applies(rule: Rule, exc: Exception, said: str, *, device: bool) -> bool:
+def _applies(rule: Rule, exc: Exception, said: str, facts: dict[str, bool]) -> bool:
     return (
         isinstance(exc, rule.errors)
         and rule.said in said
         and (not rule.errnos or getattr(exc, "errno", None) in rule.errnos)
-        and rule.device in (None, device)
+        and rule.device in (None, facts["device"])
+        and rule.reading in (None, facts["reading"])
     )

@@ -42,14 +42,12 @@ class TimestampRepair:
 
     def _place(self, raw_us: int | None, elapsed_us: int) -> int:
         last_us = self._last_us
-        if raw_us is None and last_us is None:  # usual for the first packet of RTSP: nothing to repair yet
-            return 0
-        if raw_us is None or last_us is None:
-            self.repaired += raw_us is None
-            return raw_us if raw_us is not None else (last_us or 0) + self.step_us
+        if last_us is None:  # without a pts: usual for the first packet of RTSP, nothing to repair yet
+            return raw_us or 0
+        if raw_us is None:
+            self.repaired += 1
+            return last_us + self.step_us
         out_us = raw_us + self._offset_us
-        if last_us is None:
-            return out_us
         step_us = out_us - last_us
         if step_us < -SMALL_STEP_BACK_US or (self.live and step_us - elapsed_us > JUMP_US):
             self.repaired += 1
