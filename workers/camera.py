@@ -50,7 +50,6 @@ class CameraCapture:
             on_state=self.tell,
             on_count=self._count,
             supersede_cause=self._cause,
-            max_pixels=max_pixels,
         )
 
     @property

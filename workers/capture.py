@@ -15,6 +15,7 @@ from streaming.transport import CaptureLink
 from streaming.wire import Welcome
 from workers.camera import CameraCapture, is_lossless
 from workers.control import Assignment, CommandReader, Status, StatusWriter, Stop, read_orders
+from workers.endpoints import shared_context
 from workers.health import Health
 from workers.keys import client_keys
 
@@ -84,7 +85,13 @@ class CaptureWorker:
     async def _link(self, endpoint: str) -> CaptureLink:
         if endpoint not in self._links:
             keys = client_keys(self._config, endpoint)
-            link = CaptureLink(endpoint, self._assignment.worker, keys=keys, on_welcome=self._tell_states)
+            link = CaptureLink(
+                endpoint,
+                self._assignment.worker,
+                keys=keys,
+                context=shared_context(endpoint),
+                on_welcome=self._tell_states,
+            )
             self._links[endpoint] = await self._stack.enter_async_context(link)
         return self._links[endpoint]
 

@@ -55,7 +55,13 @@ def _summary(config: "Config") -> str:
         camera = config.cameras[name]
         lines.append(f"camera   {name}: {redact(camera.url)}, {camera.budget_ms:g} ms, priority {camera.priority}")
     off = len(config.cameras) - len(cameras)
-    return "\n".join([*lines, f"valid: {len(cameras)} cameras" + (f", {off} switched off" if off else "")])
+    return "\n".join(
+        [
+            *lines,
+            f"valid: {len(cameras)} camera{'' if len(cameras) == 1 else 's'}"
+            + (f", {off} switched off" if off else ""),
+        ]
+    )
 
 
 def schema(

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import zmq
+
 from streaming.config import Config
 
 
@@ -29,11 +31,14 @@ class Endpoints:
         """Where records are collected."""
         return f"{self._base}records"
 
-    def listen(self, role: str, index: int) -> str:
-        """Where a worker binds; capture workers bind nowhere."""
-        if role == "publish":
-            return self.publisher
-        return self._encoders[index] if role == "encode" else ""
+    def bound(self, index: int) -> str:
+        """Where encoder `index` binds."""
+        return self._encoders[index]
+
+
+def shared_context(endpoint: str) -> "zmq.SyncContext | None":
+    """The context that threads of one process must share; None: each end makes its own."""
+    return zmq.Context.instance() if endpoint.startswith("inproc:") else None
 
 
 def _encoder_count(config: Config) -> int:

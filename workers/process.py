@@ -50,7 +50,7 @@ class Child:
 
     async def keep(self) -> None:
         """Run it until `stop`; restart it with back-off whenever it exits or falls silent."""
-        backoff = Backoff(base_s=0.2, cap_s=10.0)
+        backoff = Backoff(base_s=0.5, cap_s=10.0)
         while not self._stopping.is_set():
             started = time.monotonic()
             code = await self._run_once()
@@ -59,7 +59,7 @@ class Child:
             self.restarts += 1
             if time.monotonic() - started > 30.0:
                 backoff.reset()
-            delay_s = backoff.next_delay_s()
+            delay_s = backoff.next_s()
             _log.error("worker exited; restarting", worker=self.name, exit_code=code, retry_in_s=round(delay_s, 2))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)

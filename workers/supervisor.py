@@ -7,7 +7,7 @@ publisher, which sends it. Frames captured but never accounted for after that we
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -15,14 +15,15 @@ from streaming.board import AccountBoard
 from streaming.config import Config, diff_cameras, restart_needed
 from streaming.logs import get_logger
 from streaming.notify import notify
-from workers.control import Assignment
+from workers.control import ROLES, Assignment, Role
 from workers.endpoints import Endpoints
 from workers.layout import Layout, plan_layout
 from workers.process import Child
+from workers.spawn import Handle, ProcessHandle, ThreadHandle
 
 _log = get_logger("supervisor")
-PHASE_S = 1.4
-"""How long each of the three kinds of worker may take to stop: 4.2 s together, below the promised 5."""
+STOP_SHARES = {"capture": 0.28, "encode": 0.28, "publish": 0.28}
+"""Of `shutdown_timeout_s`: how long each kind of worker may take to stop; the rest is for kills and the broker."""
 _WATCHDOG_TICK_S = 1.0
 
 
@@ -33,17 +34,22 @@ class Supervisor:
     """
 
     def __init__(
-        self, config: Config, *, runtime: Path, load: Callable[[], Config] | None = None, ready: asyncio.Event | None = None
+        self,
+        config: Config,
+        *,
+        runtime: Path,
+        load: Callable[[], Config] | None = None,
+        single_process: bool = False,
     ) -> None:
         self.config = config
         self.session = secrets.token_hex(8)
         self.children: dict[str, Child] = {}
-        self.ready = ready or asyncio.Event()
+        self.ready = asyncio.Event()
         self.board = AccountBoard.create(runtime / "board", capacity=max(256, 2 * len(config.cameras)))
         self.broker_port: int | None = None
         self._load = load
-        self._runtime = runtime
-        self._endpoints = Endpoints(config, runtime)
+        self._spawn: Callable[[], Awaitable[Handle]] = ThreadHandle.spawn if single_process else ProcessHandle.spawn
+        self._endpoints = Endpoints(config, runtime, inproc=single_process)
         self._layout = self._plan(config, None)
         self._changed = asyncio.Event()
 
@@ -84,34 +90,31 @@ class Supervisor:
         _log.info("embedded broker is up", host="127.0.0.1", port=broker.port)
 
     def _assignments(self) -> list[Assignment]:
-        roles, layout = self.config.roles, self._layout
-        workers: list[tuple[str, str, tuple[str, ...]]] = []
-        if "publish" in roles:
-            workers.append(("publish", "publish", tuple(layout.encoder_of)))
-        if "encode" in roles:
-            for index in range(layout.encoders):
-                held = tuple(c for c, i in layout.encoder_of.items() if i == index)
-                workers.append(("encode", f"encode-{index}", held))
-        if "capture" in roles:
-            workers += [("capture", name, held) for name, held in layout.capture.items()]
-        return [self._assignment(role, name, held) for role, name, held in workers]
+        layout, wanted = self._layout, self.config.roles
+        by_encoder = {i: tuple(c for c, at in layout.encoder_of.items() if at == i) for i in range(layout.encoders)}
+        workers: list[tuple[Role, str, tuple[str, ...], str]] = [
+            ("publish", "publish", tuple(layout.encoder_of), self._endpoints.publisher),
+            *(("encode", f"encode-{i}", held, self._endpoints.bound(i)) for i, held in by_encoder.items()),
+            *(("capture", name, held, "") for name, held in layout.capture.items()),
+        ]
+        return [self._assignment(*worker) for worker in workers if worker[0] in wanted]
 
-    def _assignment(self, role: str, worker: str, cameras: tuple[str, ...]) -> Assignment:
+    def _assignment(self, role: Role, worker: str, cameras: tuple[str, ...], listen: str) -> Assignment:
         return Assignment(
-            role=role,  # type: ignore[arg-type]
+            role=role,
             worker=worker,
             config=self.config.to_json(),
             session=self.session,
             cameras=cameras,
             encoders={c: self._endpoints.encoder(self._layout.encoder_of[c]) for c in cameras},
-            listen=self._endpoints.listen(role, worker),
+            listen=listen,
             publisher=self._endpoints.publisher,
             board=str(self.board.path),
             broker_port=self.broker_port,
         )
 
     def _start(self, assignment: Assignment) -> None:
-        child = Child(assignment, lambda _: self._changed.set())
+        child = Child(assignment, lambda _: self._changed.set(), self._spawn)
         self.children[child.name] = child
         self._group.create_task(child.keep(), name=child.name)
 
@@ -170,14 +173,15 @@ class Supervisor:
             else:
                 self._start(assignment)
         gone = [name for name in self.children if name not in wanted]
-        await asyncio.gather(*(self.children.pop(name).stop(PHASE_S) for name in gone))
+        await asyncio.gather(*(self.children.pop(name).stop(1.0) for name in gone))
         for camera in removed:
             self.board.free(camera)
         _log.info("cameras reloaded", added=sorted(added), removed=sorted(removed), changed=sorted(changed))
 
     async def _stop_in_order(self) -> None:
-        for role in ("capture", "encode", "publish"):
-            await asyncio.gather(*(child.stop(PHASE_S) for child in self._of_role(role)))
+        for role in ROLES:
+            grace_s = STOP_SHARES[role] * self.config.shutdown_timeout_s
+            await asyncio.gather(*(child.stop(grace_s) for child in self._of_role(role)))
 
     def totals(self) -> dict[str, dict[str, int]]:
         """Per camera: captured, encoded, held, published and drops by cause; what nobody accounted for is `worker_lost`.
@@ -192,6 +196,7 @@ async def running(supervisor: Supervisor) -> AsyncIterator[asyncio.Event]:
     """The supervisor as a context: yields its stop event, and waits for the ordered stop on the way out."""
     stop = asyncio.Event()
     task = asyncio.create_task(supervisor.run(stop), name="supervisor")
+    task.add_done_callback(lambda _: stop.set())
     try:
         yield stop
     finally:

@@ -1,0 +1,83 @@
+"""Where the two halves meet: the model's words become those of the wire, and an encoder is built from a configuration."""
+
+import statistics
+import time
+from collections.abc import Generator
+from typing import TypeVar
+
+import numpy as np
+
+from encoders_core.config import QUALITY_TARGETS, GateConfig, TemporalConfig
+from encoders_core.preprocessing import InputSpec
+from encoders_core.realtime.realtime_encoder import RealtimeVideoEncoder
+from encoders_core.realtime.frame_encoder import EncoderDescriptor, FrameEncoder, load_frame_encoder
+from streaming.config import Config
+from streaming.frames import FrameSpec
+from streaming.records import ModelDescriptor
+
+T = TypeVar("T")
+_PROFILE_PASSES = 7
+
+
+def frame_spec_of(spec: InputSpec) -> FrameSpec:
+    """The picture that capture has to deliver for a model."""
+    return FrameSpec(size_hw=spec.size_hw, fit=spec.fit, scaler=spec.scaler)
+
+
+def drain(steps: Generator[None, None, T]) -> T:
+    """Run a resumable pass to its end and return what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+def full_pass_ms(encoder: FrameEncoder) -> float:
+    """Median time of a dense pass of one frame here and now, after a warm-up."""
+    frame = np.zeros((*encoder.descriptor.input.size_hw, 3), np.uint8)
+    times_ms = []
+    for _ in range(_PROFILE_PASSES):
+        started = time.perf_counter()
+        drain(encoder.encode([encoder.plan(encoder.new_state(), frame)]))
+        times_ms.append((time.perf_counter() - started) * 1e3)
+    return statistics.median(times_ms[2:])
+
+
+def over_budget(full_ms: float, budget_ms: float) -> str | None:
+    """A sentence with the remedy when the model's full pass cannot keep the budget here; None when it can."""
+    if full_ms <= budget_ms:
+        return None
+    return (
+        f"a full pass of this model takes {full_ms:.0f} ms here and the budget is {budget_ms:.0f} ms: "
+        "frames will be late or dropped; choose a smaller model or a higher budget_ms"
+    )
+
+
+def build_encoder(config: Config) -> RealtimeVideoEncoder:
+    """The realtime encoder of a configuration, without cameras. Raises EncoderError when the model cannot be had."""
+    gate = GateConfig(target_fvu=QUALITY_TARGETS[config.encoder.quality_level], max_hold_s=config.encoder.max_hold_s)
+    temporal = config.temporal and TemporalConfig(window=config.temporal.window, depth=config.temporal.layers)
+    return RealtimeVideoEncoder(
+        load_frame_encoder(config.model.name),
+        budget_ms=config.encoder.budget_ms,
+        gate=gate if config.encoder.gate else None,
+        temporal=temporal,
+    )
+
+
+def describe(descriptor: EncoderDescriptor, *, full_ms: float) -> ModelDescriptor:
+    """What subscribers are told of the model."""
+    return ModelDescriptor(
+        model_id=descriptor.model_id,
+        fingerprint=descriptor.fingerprint,
+        name=descriptor.name,
+        dim=descriptor.dim,
+        trained=descriptor.trained,
+        frame_spec=frame_spec_of(descriptor.input),
+        mean=descriptor.input.mean,
+        std=descriptor.input.std,
+        pooling=descriptor.pooling,
+        full_pass_ms=round(full_ms, 2),
+    )
