@@ -36,9 +36,12 @@ class Repeats:
         self._window_s = window_s
         self._seen: OrderedDict[tuple[tuple[str, str], ...], _Seen] = OrderedDict()
 
-    def admit(self, event: Event, now_s: float) -> Event | None:
-        """The event to write, with `repeated` if others like it were kept back; None if it is kept back itself."""
-        kind = kind_of(event)
+    def admit(self, event: Event, now_s: float, template: str = "") -> Event | None:
+        """The event to write, with `repeated` if others like it were kept back; None if it is kept back itself.
+
+        `template` tells events apart in place of their text, for a text that was put together with numbers in it.
+        """
+        kind = kind_of(event | {"event": template} if template else event)
         seen = self._seen.get(kind)
         if seen is not None and now_s - seen.since_s < self._window_s:
             seen.repeated += 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import re
 import sys
@@ -95,7 +96,7 @@ class LineHandler(logging.Handler):
         try:
             event = self._safe_event(record)
             now_s = self._monotonic_s()
-            admitted = self._repeats.admit(event, now_s)
+            admitted = self._repeats.admit(event, now_s, _template(record))
             if admitted is not None:
                 self._write(admitted)
             for counted in self._repeats.due(now_s):
@@ -151,7 +152,7 @@ class LineHandler(logging.Handler):
             return value
         if _SECRET_KEY.search(key):
             return MASK
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and math.isfinite(value):
             return value if self.redactor.redact(str(value)) == str(value) else MASK
         if isinstance(value, Mapping) and depth < 6:
             return {self._text(name): self._safe(item, str(name), depth + 1) for name, item in value.items()}
@@ -186,6 +187,13 @@ def _said(record: logging.LogRecord) -> tuple[Event, BaseException | None, str]:
     return said, _exception(record.msg.get("exc_info")), str(record.msg.get("stack_info") or "")
 
 
+def _template(record: logging.LogRecord) -> str:
+    """The text of a stdlib record before its numbers were put in; empty if there are none to tell apart."""
+    if isinstance(record.msg, dict) or not isinstance(record.args, tuple) or not record.args:
+        return ""
+    return " ".join([str(record.msg), *(str(arg) for arg in record.args if not isinstance(arg, int | float))])
+
+
 def _exception(exc_info: object) -> BaseException | None:
     if isinstance(exc_info, BaseException):
         return exc_info
@@ -202,9 +210,15 @@ def _renderer(form: str, stream: TextIO) -> Callable[[Event], str]:
         )
         return lambda event: str(console(None, "", dict(event)))
     json = structlog.processors.JSONRenderer(ensure_ascii=False)
-    if not _is_journal(stream):
-        return lambda event: str(json(None, "", dict(event)))
-    return lambda event: f"<{_PRIORITIES.get(event['level'], 6)}>{json(None, '', dict(event))}"
+
+    def line(event: Event) -> str:
+        return str(json(None, "", dict(event)))
+
+    return _with_priority(line) if _is_journal(stream) else line
+
+
+def _with_priority(line: Callable[[Event], str]) -> Callable[[Event], str]:
+    return lambda event: f"<{_PRIORITIES.get(event['level'], 6)}>{line(event)}"
 
 
 def _is_journal(stream: TextIO) -> bool:

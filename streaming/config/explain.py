@@ -1,12 +1,11 @@
 """One fault that pydantic found -> one Problem: what was expected, what came, and the nearest valid name."""
 
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any, Final
 
 from streaming.config.document import Document
 from streaming.config.fields import ID_WORDS, slug
-from streaming.config.problems import Place, Problem, shown
+from streaming.config.problems import Place, Problem, nearest, shown
 from streaming.config.schema import choices_at, describe, keys_at, nodes_at, places_of
 
 _SECRET_KEYS: Final = frozenset({"password", "url", "options"})
@@ -50,15 +49,11 @@ def _wanted(place: Place) -> str:
 
 def _where_it_belongs(place: Place) -> str:
     valid = keys_at(place[:-1])
-    if near := _nearest(place[-1], valid):
+    if near := nearest(place[-1], valid):
         return f"did you mean {near!r}?"
     if others := places_of(place[-1]):
         return f"it belongs to {' or '.join(others)}"
     return f"expected one of {', '.join(valid)}"
-
-
-def _nearest(word: str, valid: Iterable[str]) -> str | None:
-    return next(iter(get_close_matches(word.lower(), list(valid), n=1)), None)
 
 
 def _got(place: Place, document: Document) -> str:
@@ -76,7 +71,7 @@ def _got(place: Place, document: Document) -> str:
     wanted = _wanted(place)
     if not isinstance(value, str):
         return f"{written} (for text put it in quotes)" if wanted.startswith("text") else written
-    near = slug(value) if wanted == ID_WORDS else _nearest(value, choices_at(place))
+    near = slug(value) if wanted == ID_WORDS else nearest(value, choices_at(place))
     return f"{written!r}; did you mean {near!r}?" if near else repr(written)
 
 

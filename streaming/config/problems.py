@@ -1,7 +1,8 @@
 """What is wrong with a configuration, as sentences: where, what was expected, what came, and the nearest valid name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher, get_close_matches
 from typing import Final
 
 from streaming.errors import ConfigError
@@ -37,6 +38,18 @@ def shown(text: str, limit: int = 60) -> str:
         return f"(text of {len(text)} characters)"
     printable = "".join(c if c.isprintable() else "?" for c in redact(text))
     return printable if len(printable) <= limit else printable[: limit - 3] + "..."
+
+
+def nearest(word: str, valid: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The valid word that was probably meant, if any: of those equally near, one with the same letters, or beginning."""
+    word = word.lower()
+
+    def nearness(other: str) -> tuple[float, bool, bool]:
+        ratio = SequenceMatcher(None, word, other.lower()).ratio()
+        return ratio, sorted(other.lower()) == sorted(word), other[:1].lower() == word[:1]
+
+    near = get_close_matches(word, valid, n=3, cutoff=cutoff)
+    return max(near, key=nearness, default=None)
 
 
 def as_error(problems: Sequence[Problem], file: str) -> ConfigError:

@@ -1,7 +1,6 @@
 """URLs of sources and brokers: checked without ever being shown, because they hold passwords."""
 
 import re
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import unquote, urlsplit
@@ -10,6 +9,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, ValidationInfo
 from pydantic_core.core_schema import FieldSerializationInfo
 
 from streaming.config.fields import beside_config_file, expected, reveals, rule
+from streaming.config.problems import nearest
 from streaming.redaction import redact
 
 NETWORK_SCHEMES: Final = ("rtsp", "rtsps", "http", "https")
@@ -53,8 +53,8 @@ def _check_source_url(url: str, info: ValidationInfo) -> str:
 def _unknown_scheme(scheme: str, url: str) -> str:
     # Without "//" it may be a user and password that lack their scheme: nothing of it is shown.
     got = f"{scheme}://..." if url.startswith(f"{scheme}://") else "something else (for a file with a colon: ./NAME)"
-    near = get_close_matches(scheme.lower(), (*NETWORK_SCHEMES, *LOCAL_SCHEMES), n=1)
-    return f"{got}; did you mean '{near[0]}'?" if near else got
+    near = nearest(scheme, (*NETWORK_SCHEMES, *LOCAL_SCHEMES))
+    return f"{got}; did you mean {near!r}?" if near else got
 
 
 def _check_path(url: str, info: ValidationInfo) -> str:

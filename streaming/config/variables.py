@@ -3,13 +3,12 @@
 import os
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 from streaming.config.document import Document
-from streaming.config.problems import Place, shown
+from streaming.config.problems import Place, nearest, shown
 
 MAX_SECRET_FILE_BYTES: Final = 65_536
 _PLACEHOLDER = re.compile(r"\$\$|\$\{(?P<inside>[^}]*)\}|(?P<open>\$\{)")
@@ -69,8 +68,9 @@ class Variables:
         return _read(Path(folder) / name)
 
     def _nearest(self, name: str) -> str:
-        near = get_close_matches(name, self._env, n=1, cutoff=0.8)
-        return f"; did you mean '{near[0]}'?" if near else ""
+        known = {name.lower(): name for name in self._env}
+        near = nearest(name, known, cutoff=0.8)
+        return f"; did you mean {known[near]!r}?" if near else ""
 
 
 def _userinfo(text: str) -> range:
