@@ -1,1 +1,34 @@
 """Models and encoders: pictures, clips and streams to vectors. Needs torch; opens no sockets, speaks no MQTT."""
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "EncoderError": "encoders_core.errors",
+    "GateConfig": "encoders_core.config",
+    "InputError": "encoders_core.errors",
+    "InputSpec": "encoders_core.preprocessing",
+    "OptionError": "encoders_core.errors",
+    "RealtimeVideoEncoder": "encoders_core.realtime.realtime_encoder",
+    "StreamFeature": "encoders_core.realtime.results",
+    "StreamFeatures": "encoders_core.realtime.results",
+    "StreamQuality": "encoders_core.realtime.results",
+    "TemporalConfig": "encoders_core.config",
+    "WeightsError": "encoders_core.errors",
+    "WeightsNotFoundError": "encoders_core.errors",
+    "configure_threads": "encoders_core.hardware_threads",
+    "load_frame_encoder": "encoders_core.realtime.frame_encoder",
+}
+"""Public name -> the module that holds it, imported on first use: `import encoders_core` loads no torch."""
+
+__all__ = sorted(_EXPORTS)  # noqa: PLE0605  one table, so that a name cannot be in one place and not in the other
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

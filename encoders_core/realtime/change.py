@@ -26,18 +26,21 @@ _LIGHT_OFFSET: Final = 6.0
 _LIGHT_CORRELATION: Final = 0.9
 
 
-def reduce_frame(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 -> (H / 4, W / 4, 3) uint8, the mean of each 4 x 4 pixels."""
+Reduced = NDArray[np.float32]
+"""(H / 4, W / 4, 3) float32: a picture averaged over 4 x 4 pixels. Rounding it would turn weak noise into changes."""
+
+
+def reduce_frame(frame: NDArray[np.uint8]) -> Reduced:
+    """(H, W, 3) uint8 -> (H / 4, W / 4, 3) float32, the mean of each 4 x 4 pixels."""
     size = (max(1, frame.shape[1] // LOW_PASS_PX), max(1, frame.shape[0] // LOW_PASS_PX))
-    return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.resize(frame.astype(np.float32), size, interpolation=cv2.INTER_AREA), np.float32)
 
 
-def cell_differences(small: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Two reduced pictures (h, w, 3) uint8 -> (h / 4, w / 4) float32: mean absolute difference, grey levels."""
+def cell_differences(small: Reduced, reference: Reduced) -> NDArray[np.float32]:
+    """Two reduced pictures (h, w, 3) -> (h / 4, w / 4) float32: mean absolute difference, grey levels."""
     ratio = CELL_PX // LOW_PASS_PX
     size = (max(1, small.shape[1] // ratio), max(1, small.shape[0] // ratio))
-    difference = cv2.absdiff(small, reference).astype(np.float32)
-    cells = cv2.resize(difference, size, interpolation=cv2.INTER_AREA)
+    cells = cv2.resize(cv2.absdiff(small, reference), size, interpolation=cv2.INTER_AREA)
     return np.asarray(cells @ np.full(3, 1 / 3, np.float32), np.float32)
 
 
@@ -60,8 +63,8 @@ class Change:
     """Gain or offset of the whole picture moved."""
 
 
-def measure(small: NDArray[np.uint8], reference: NDArray[np.uint8], floor: float) -> Change:
-    """Two reduced pictures (h, w, 3) uint8 and the camera's noise floor in grey levels -> how they differ. Pure."""
+def measure(small: Reduced, reference: Reduced, floor: float) -> Change:
+    """Two reduced pictures and the camera's noise floor in grey levels -> how they differ. Pure."""
     cells = cell_differences(small, reference)
     excess = np.maximum(cells - np.float32(_FLOOR_MARGIN * floor), 0)
     score = float(excess.mean())
@@ -73,10 +76,9 @@ def measure(small: NDArray[np.uint8], reference: NDArray[np.uint8], floor: float
     return Change(score, share, cut, light)
 
 
-def is_light(small: NDArray[np.uint8], reference: NDArray[np.uint8]) -> bool:
+def is_light(small: Reduced, reference: Reduced) -> bool:
     """Whether the pictures are the same but for one gain and one offset, fitted by least squares, that moved."""
-    new = small.astype(np.float32).mean(axis=2).ravel()
-    old = reference.astype(np.float32).mean(axis=2).ravel()
+    new, old = small.mean(axis=2).ravel(), reference.mean(axis=2).ravel()
     new_mean, old_mean = float(new.mean()), float(old.mean())
     new, old = new - new_mean, old - old_mean
     energy, both = float(old @ old), float(old @ new)
@@ -97,10 +99,10 @@ class NoiseFloor:
 
     level: float = 0.0
     _seen: int = 0
-    _previous: NDArray[np.uint8] | None = field(default=None, repr=False)
+    _previous: Reduced | None = field(default=None, repr=False)
 
-    def update(self, small: NDArray[np.uint8]) -> float:
-        """(h, w, 3) uint8, the next picture -> the floor with it counted in."""
+    def update(self, small: Reduced) -> float:
+        """The next picture -> the floor with it counted in."""
         if self._previous is not None and self._previous.shape == small.shape:
             cells = cell_differences(small, self._previous).ravel()
             rank = cells.size // 10

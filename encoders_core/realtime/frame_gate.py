@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders_core.config import GateConfig
-from encoders_core.realtime.change import Change, NoiseFloor, identical, measure, reduce_frame
+from encoders_core.realtime.change import Change, NoiseFloor, Reduced, identical, measure, reduce_frame
 
 Reason = Literal["held", "cold", "change", "cut", "light", "max_hold", "audit"]
 
 _PRIOR_WEIGHT: Final = 4.0  # grey levels of score that the model's own gain counts for
 _FORGET: Final = 0.98  # per audit
 _START_RATIO: Final = 4.0  # threshold over budget; 2 to 20 on our clips
-_RATIO_RANGE: Final = (0.5, 50.0)
+_RATIO_RANGE: Final = (0.5, 10.0)
 _RATIO_RATE: Final = 0.01  # per frame
 _MAX_DEBT: Final = 5.0
 _VARIANCE_FLOOR: Final = 0.01  # of the model's variance: an idle camera is not judged on its noise
@@ -71,7 +71,7 @@ class FrameGate:
         self._floor = NoiseFloor()
         self._spread = _Spread(calibration.variance)
         self._budget = _ErrorBudget(config, calibration.gain)
-        self._reference: NDArray[np.uint8] | None = None
+        self._reference: Reduced | None = None
         self._reference_pixels: NDArray[np.uint8] | None = None
         self._reference_at_ns = 0
         self._features: NDArray[np.float32] | None = None
@@ -103,10 +103,10 @@ class FrameGate:
 
     def learn(self, features: NDArray[np.float32]) -> None:
         """(D,) float32, the un-normalised features of the frame of the last `begin`."""
-        if self._pending is not None and self._pending.reason == "audit" and self._features is not None:
+        if self._pending is not None and self._features is not None:
             difference = (features - self._features).astype(np.float64)
             error = float(difference @ difference) / self._calibration.variance
-            self._budget.audited(self._pending.change.score, error)
+            self._budget.observe(self._pending, error)
         self._pending = None
         self._features = features
         self._spread.update(features)
@@ -157,7 +157,8 @@ class _ErrorBudget:
 
     def __init__(self, config: GateConfig, gain: float) -> None:
         self._config = config
-        self._error, self._score = gain * _PRIOR_WEIGHT, _PRIOR_WEIGHT
+        self._encoded = _Ratio(gain)
+        self._audited = _Ratio(gain)
         self._ratio = _START_RATIO
         self._held = self._audits = self._frames = 0
         self._next_audit = config.audit_first
@@ -165,7 +166,7 @@ class _ErrorBudget:
         self.mean_error = 0.0
 
     def predict(self, score: float) -> float:
-        return self._error / self._score * score
+        return self._audited.value(self._encoded.value()) * score
 
     def wants(self, score: float, budget: float) -> bool:
         """Whether a frame of this `score` is to be encoded; moves the threshold by what the frame spends of `budget`."""
@@ -193,6 +194,25 @@ class _ErrorBudget:
         self._audits += 1
         return True
 
-    def audited(self, score: float, error: float) -> None:
+    def observe(self, decision: Decision, error: float) -> None:
+        """What holding a frame that was encoded would have cost: of an audit the truth, of another a first idea."""
+        if decision.reason == "audit":
+            self._audited.add(decision.change.score, error)
+        elif decision.reason == "change":
+            self._encoded.add(decision.change.score, error)
+
+
+class _Ratio:
+    """Running ratio of error to score. It starts at a prior, which counts for `_PRIOR_WEIGHT` grey levels of score."""
+
+    def __init__(self, prior: float) -> None:
+        self._prior = prior
+        self._error = self._score = 0.0
+
+    def value(self, prior: float | None = None) -> float:
+        weight = self._prior if prior is None else prior
+        return (weight * _PRIOR_WEIGHT + self._error) / (_PRIOR_WEIGHT + self._score)
+
+    def add(self, score: float, error: float) -> None:
         self._error = self._error * _FORGET + error
         self._score = self._score * _FORGET + score

@@ -156,8 +156,8 @@ class FrameScheduler(Generic[FrameT]):
             state.hungry_since_ns = now_ns
         return outcomes
 
-    def next(self, now_ns: int) -> tuple[Job[FrameT] | None, list[Dropped[FrameT]]]:
-        """The job to start now, if any, and the frames given up because they would be late.
+    def next(self, now_ns: int, *, camera: str | None = None) -> tuple[Job[FrameT] | None, list[Dropped[FrameT]]]:
+        """The job to start now, if any (of `camera` alone, if named), and the frames given up because they would be late.
 
         May be called while a job is suspended: a camera has one job at a time, and of cold jobs one runs at a time.
         """
@@ -166,8 +166,11 @@ class FrameScheduler(Generic[FrameT]):
         a_cold_runs = any(state.running.cold for state in self._cameras.values() if state.running)
         ready = [
             (state.waiting, state)
-            for state in self._cameras.values()
-            if state.waiting and not state.running and not (a_cold_runs and state.waiting.cold)
+            for name, state in self._cameras.items()
+            if camera in (None, name)
+            and state.waiting
+            and not state.running
+            and not (a_cold_runs and state.waiting.cold)
         ]
         if not ready:
             return None, dropped

@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import torch
+
+from encoders_core.errors import OptionError
+from encoders_core.models.efficientnet_lite import EfficientNetLite
+from encoders_core.preprocessing import InputSpec
+from encoders_core.realtime.frame_encoder import ConvFrameEncoder, FrameEncoder, fingerprint, load_frame_encoder
+from encoders_core.realtime.frame_gate import GateCalibration
+
+
+@pytest.fixture(scope="module")
+def encoder() -> FrameEncoder:
+    return load_frame_encoder("efficientnet-lite0")
+
+
+def frames(count: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).integers(0, 256, (count, 224, 224, 3), np.uint8))
+
+
+def encode(encoder: FrameEncoder, pictures: list[np.ndarray]) -> np.ndarray:
+    steps = encoder.encode([encoder.plan(encoder.new_state(), picture) for picture in pictures])
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return np.asarray(done.value)
+
+
+def test_features_equal_the_plain_network(encoder: FrameEncoder) -> None:
+    from encoders_core.weights.packaged import EFFICIENTNET_LITE0, load_packaged
+
+    plain = EfficientNetLite().eval()
+    plain.load_state_dict(load_packaged(EFFICIENTNET_LITE0))
+    picture = frames(1)[0]
+    x = (torch.from_numpy(picture).permute(2, 0, 1)[None].float() - 127) / 128
+    with torch.inference_mode():
+        expected = plain.forward_features(x).numpy()
+    got = encode(encoder, [picture])
+    assert got.shape == (1, encoder.descriptor.dim)
+    assert np.linalg.norm(got - expected) < 1e-4 * np.linalg.norm(expected)
+
+
+def test_cameras_together_equal_each_alone(encoder: FrameEncoder) -> None:
+    pictures = frames(3)
+    together = encode(encoder, pictures)
+    for row, picture in zip(together, pictures, strict=True):
+        np.testing.assert_allclose(row, encode(encoder, [picture])[0], rtol=1e-3, atol=1e-4)
+
+
+def test_plan_is_cold_until_something_was_encoded(encoder: FrameEncoder) -> None:
+    state, picture = encoder.new_state(), frames(1)[0]
+    first = encoder.plan(state, picture)
+    assert (first.cold, first.rows, first.rows_total) == (True, 49, 49)
+    list(encoder.encode([first]))
+    assert not encoder.plan(state, picture).cold
+
+
+def test_fingerprint_changes_with_all_that_changes_vectors() -> None:
+    spec = InputSpec((224, 224))
+    weights = {"a": torch.ones(2, 2), "b": torch.zeros(3)}
+    same = {"pooling": "mean", "head": "none", "variant": "float32"}
+    prints = {
+        fingerprint(weights, spec, **same),
+        fingerprint({**weights, "b": torch.tensor([0, 0, 1e-7])}, spec, **same),
+        fingerprint({"a": weights["a"], "c": weights["b"]}, spec, **same),
+        fingerprint(weights, InputSpec((160, 160)), **same),
+        fingerprint(weights, InputSpec((224, 224), fit="crop"), **same),
+        fingerprint(weights, spec, **{**same, "pooling": "cls"}),
+        fingerprint(weights, spec, **{**same, "variant": "int8"}),
+    }
+    assert len(prints) == 7
+    assert all(len(one) == 16 for one in prints)
+    assert fingerprint(dict(reversed(weights.items())), spec, **same) in prints
+
+
+def test_descriptor_says_whether_the_weights_are_trained(encoder: FrameEncoder) -> None:
+    random = ConvFrameEncoder(EfficientNetLite(), trained=False, calibration=GateCalibration(1.0, 0.035))
+    assert encoder.descriptor.trained
+    assert not random.descriptor.trained
+    assert random.descriptor.fingerprint != encoder.descriptor.fingerprint
+    assert "random weights" in random.descriptor.name
+
+
+def test_load_unknown_name_offers_the_nearest() -> None:
+    with pytest.raises(OptionError, match="unknown frame encoder 'efficentnet': did you mean 'efficientnet-lite0'"):
+        load_frame_encoder("efficentnet")
