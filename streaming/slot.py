@@ -17,7 +17,7 @@ class NewestSlot(Generic[T]):
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self._loop = loop or asyncio.get_running_loop()
-        self._filled = asyncio.Event()
+        self._filled, self._emptied = asyncio.Event(), asyncio.Event()
         self._changed = threading.Condition()
         self._item: T | None = None
         self._waiting: T | None = None
@@ -70,7 +70,14 @@ class NewestSlot(Generic[T]):
             self._filled.clear()
             if self._item is None:
                 await self._filled.wait()
+        self._emptied.set()
         return item
+
+    async def emptied(self) -> None:
+        """Wait until `get` has taken everything: for the end of a stream, when the writer has ended."""
+        while self._item is not None or self._waiting is not None:
+            self._emptied.clear()
+            await self._emptied.wait()
 
     def _wake_reader(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody reads any more

@@ -43,9 +43,9 @@ def _superseded() -> DropCause:
 class CameraReader:
     """Reads one source into `slot`: for ever if it is live, else to its end. Made on a running event loop.
 
-    `on_state` is called on the loop whenever the state changes; `state()` gives it with fresh figures. `on_count` gets the
-    total of captured frames, `supersede_cause` says why a picture is overtaken in the slot: from the reader thread. A read that is stuck is abandoned with its thread: it delays neither
-    the next attempt nor the end of `run`.
+    `on_state` is called on the loop whenever the state changes; `state()` gives it with fresh figures. From the reader thread:
+    `on_count` gets the total of captured frames, `supersede_cause` says why a picture was overtaken in the slot. A read that
+    is stuck is abandoned with its thread: it delays neither the next attempt nor the end of `run`.
     """
 
     def __init__(

@@ -51,6 +51,17 @@ async def test_slot_lossless_loses_nothing_and_keeps_order() -> None:  # R24
     assert all(await writer)
 
 
+async def test_slot_emptied_waits_for_the_last_item() -> None:
+    slot: NewestSlot[int] = NewestSlot()
+    await slot.emptied()
+    slot.put(1)
+    waiting = asyncio.create_task(slot.emptied())
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    assert await slot.get() == 1
+    await asyncio.wait_for(waiting, 5)
+
+
 async def test_slot_abandoned_writer_returns_and_its_item_is_drained() -> None:
     slot: NewestSlot[int] = NewestSlot()
     abandoned = threading.Event()
