@@ -83,7 +83,10 @@ Secret = Annotated[SecretStr, PlainSerializer(_dump_secret, return_type=str)]
 def beside_config_file(path: Path, info: ValidationInfo) -> Path:
     """A relative path starts at the folder of the configuration file, `~` at the user's."""
     base = (info.context or {}).get("base_dir")
-    path = path.expanduser()
+    try:
+        path = path.expanduser()
+    except RuntimeError:
+        raise rule("expected a path from /, because the home folder that ~ stands for is not known") from None
     return Path(base) / path if base is not None else path
 
 

@@ -29,6 +29,8 @@ def _for_editors(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     plain = {key: _for_editors(value) for key, value in node.items() if not key.startswith("x-")}
+    if "patternProperties" in plain:
+        plain["additionalProperties"] = False  # else a camera id that does not fit goes unnoticed
     if plain.get("type") in {"integer", "number", "boolean"} or "enum" in plain or "const" in plain:
         notes = {key: plain.pop(key) for key in ("title", "description", "default") if key in plain}
         return notes | {"anyOf": [plain, _VARIABLE]}

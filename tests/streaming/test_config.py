@@ -1,8 +1,8 @@
 """What a configuration says, and what it amounts to."""
 
-import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -191,12 +191,61 @@ def test_picture_memory_becomes_a_bound_on_pixels() -> None:
 
 
 def test_source_settings_say_what_the_camera_says() -> None:
-    camera = load(
-        "cameras: {a: {url: rtsps://h/, transport: udp, read_timeout_s: 2, tls: {ca: /x.pem, verify: no}}}"
-    ).cameras["a"]
-    source = camera.source()
-    assert (source.url, source.transport, source.read_timeout_s) == ("rtsps://h/", "udp", 2.0)
-    assert (source.tls_ca, source.tls_verify) == ("/x.pem", False)
+    camera = load("""
+cameras:
+  a:
+    url: rtsps://h/
+    transport: udp
+    open_timeout_s: 1
+    read_timeout_s: 2
+    stall_floor_s: 3
+    stall_factor: 4
+    realtime: true
+    loop: true
+    tls: {ca: /x.pem, verify: no}
+    options: {a: b}
+""").cameras["a"]
+    source, unchanged = camera.source(), load("cameras: {a: a.mp4}").cameras["a"].source()
+    assert (source.url, source.transport, source.open_timeout_s, source.read_timeout_s) == ("rtsps://h/", "udp", 1, 2)
+    assert (source.tls_ca, source.tls_verify, source.options) == ("/x.pem", False, {"a": "b"})
+    assert not [f.name for f in fields(source) if getattr(source, f.name) == getattr(unchanged, f.name)]
+
+
+def test_mqtt_settings_say_what_the_section_says() -> None:
+    section = """
+mqtt:
+  host: b
+  port: 1999
+  username: u
+  password: pw
+  tls: {ca: /ca.pem, cert: /c.pem, key: /k.pem, verify: false}
+  client_id: me
+  protocol: 3.1.1
+  keepalive_s: 33
+  root: other
+  format: json
+  dtype: float32
+  embedding_qos: 1
+  expiry_s: 4
+  heartbeat_s: 2
+  offline: spool
+  spool: {dir: /spool, max_mb: 7, max_age_s: 8}
+cameras: {a: a.mp4}
+"""
+    config = load(section)
+    unchanged = MqttConfig().settings()
+    settings = config.mqtt.settings()
+    assert settings.tls is not None
+    assert (settings.password, settings.tls.key, settings.tls.verify) == ("pw", Path("/k.pem"), False)
+    assert (settings.spool_dir, settings.spool_max_mb, settings.spool_max_age_s) == (Path("/spool"), 7, 8)
+    fixed = {"state_s", "ack_timeout_s", "event_expiry_s", "max_events", "spool_max_items", "connect_timeout_s"}
+    same = {field.name for field in fields(settings) if getattr(settings, field.name) == getattr(unchanged, field.name)}
+    assert same == fixed
+
+
+def test_every_key_of_mqtt_is_set_above_or_used_elsewhere() -> None:
+    elsewhere = {"embedded", "stats_interval_s", "spool"}  # the supervisor, the worker's statistics, spool_*
+    assert MqttConfig.model_fields.keys() - elsewhere <= {field.name for field in fields(MqttConfig().settings())}
 
 
 def test_event_settings_say_what_the_camera_says() -> None:
@@ -209,8 +258,9 @@ def test_event_settings_say_what_the_camera_says() -> None:
     assert events.settings().min_duration_s == 4
 
 
-def test_consumers_do_not_load_the_models_of_the_daemon() -> None:
-    # The SDK has to start fast: neither it nor the log set-up may pull in pydantic.
-    program = "import sys, streaming.logs, streaming.client; sys.exit('pydantic' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": "."}, check=False)
+@pytest.mark.parametrize("module", ["streaming.logs", "streaming.mqtt", "streaming.client"])
+def test_consumers_do_not_load_the_models_of_the_daemon(module: str) -> None:
+    # The SDK has to start fast: pydantic alone takes a tenth of a second.
+    program = f"import sys, {module}; sys.exit('pydantic' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False)
     assert result.returncode == 0

@@ -60,6 +60,7 @@ CAMERA = "\ncameras: {a: a.mp4}\n"
         ("node: '${a b}'", "node: expected ${NAME}"),
         ("node: '${file:relative}'", "node: expected an absolute path"),
         ("node: '${credential:x}'", "node: expected $CREDENTIALS_DIRECTORY"),
+        ("model: {weights: ~nobody-here/w}", "model.weights: expected a path from /, because the home folder"),
         ("<<: {node: a}", "expected no merge key <<"),
         ("[a]: 1", "expected a name before the colon"),
         ("node: !x a", "node: expected a plain value, got one with a YAML tag"),

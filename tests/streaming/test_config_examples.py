@@ -85,4 +85,5 @@ def test_schema_for_editors_takes_variables_and_shorthands() -> None:
     ]
     assert {"type": "string"} in schema["properties"]["mqtt"]["anyOf"]
     assert schema["additionalProperties"] is False
+    assert schema["properties"]["cameras"]["additionalProperties"] is False
     assert '"x-' not in json.dumps(schema)
