@@ -123,6 +123,9 @@ def decode(payload: bytes) -> Event:
 class EventSettings:
     """When something is an event. Shares are of the picture, 0 to 1."""
 
+    activity: bool = True
+    """Whether that event is raised at all; likewise scene_change."""
+    scene_change: bool = True
     start_change: float = 0.02
     """Activity begins when at least this much changes ..."""
     min_duration_s: float = 0.5
@@ -179,7 +182,8 @@ class EventDetector:
             change = record.change
         elif record.cut or record.reset or record.quality.cold:
             # All of the picture is new: that is a cut or a beginning, not something that moves.
-            events = self._cut(now_ns, at_us) if record.cut and not record.reset else []
+            is_cut = record.cut and not record.reset and self._settings.scene_change
+            events = self._cut(now_ns, at_us) if is_cut else []
             return events + self.tick(now_ns)
         else:
             change = record.quality.change
@@ -213,7 +217,7 @@ class EventDetector:
         return [self._event("activity", running, "update", change=change)]
 
     def _maybe_begin(self, change: float, now_ns: int, at_us: int) -> list[Event]:
-        if change < self._settings.start_change:
+        if change < self._settings.start_change or not self._settings.activity:
             self._above_ns = None
             return []
         if self._above_ns is None:

@@ -9,7 +9,6 @@ from streaming.errors import StreamingError
 from streaming.frames import DropCause, Frame, FrameSpec, Since
 from streaming.logs import get_logger
 from streaming.records import StateRecord
-from streaming.sources.base import SourceConfig
 from streaming.sources.convert import convert
 from streaming.sources.reader import CameraReader, Taken
 from streaming.transport import CaptureLink
@@ -19,19 +18,11 @@ from workers.health import Health
 _log = get_logger("capture")
 
 
-def is_lossless(source: SourceConfig) -> bool:
-    """Whether every frame of this source counts: a file that is not played in real time."""
-    live = ("rtsp:", "rtsps:", "http:", "https:", "webcam:", "/dev/video", "lavfi:", "scene:")
-    if source.url.startswith("scene:"):
-        return "realtime=0" in source.url
-    return not source.realtime and not source.url.startswith(live)
-
-
 class CameraCapture:
     """Reads and sends one camera. What is not sent is counted by cause and told with the next frame."""
 
     def __init__(
-        self, camera: str, settings: CameraConfig, link: CaptureLink, row: Row, health: Health, max_pixels: int
+        self, camera: str, settings: CameraConfig, link: CaptureLink, row: Row, health: Health
     ) -> None:
         self.camera = camera
         self.finished = False
@@ -85,6 +76,8 @@ class CameraCapture:
 
     async def _send(self, taken: Taken) -> None:
         cause: DropCause | None = "stopped"
+        if taken.info.lossless and taken.picture.reset:
+            self._link.add_camera(self.camera, lossless=True)
         try:
             spec = await self._link.ready()
             frame = await asyncio.to_thread(self._convert, taken, spec)
@@ -113,6 +106,8 @@ class CameraCapture:
 
     def _convert(self, taken: Taken, spec: FrameSpec) -> Frame:
         picture, started_ns = taken.picture, time.monotonic_ns()
+        if picture.image is None:
+            raise ValueError("a damaged picture was handed on")
         pixels = convert(picture.image, spec, strip_px=taken.info.strip_px)
         ended_ns = time.monotonic_ns()
         return Frame(

@@ -13,7 +13,7 @@ from streaming.config import CameraConfig, Config
 from streaming.logs import get_logger
 from streaming.transport import CaptureLink
 from streaming.wire import Welcome
-from workers.camera import CameraCapture, is_lossless
+from workers.camera import CameraCapture
 from workers.control import Assignment, CommandReader, Status, StatusWriter, Stop, read_orders
 from workers.endpoints import shared_context
 from workers.health import Health
@@ -57,15 +57,19 @@ class CaptureWorker:
         """Stop what is gone or changed, start what is new; a camera that stays is not touched."""
         before, self._assignment, self._config = self._config, assignment, config
         stays = {c for c in assignment.cameras if c in self._cameras and before.camera(c) == config.camera(c)}
-        await self._stop_cameras([c for c in self._cameras if c not in stays])
+        gone = [camera for camera in self._cameras if camera not in stays]
+        await self._stop_cameras(gone)
+        for camera in gone:
+            for link in self._links.values():
+                link.remove_camera(camera)
         for camera in assignment.cameras:
             if camera not in stays:
                 await self._start_camera(camera, config.camera(camera))
 
     async def _start_camera(self, camera: str, settings: CameraConfig) -> None:
         link = await self._link(self._assignment.encoders[camera])
-        link.add_camera(camera, lossless=is_lossless(settings.source()))
-        capture = CameraCapture(camera, settings, link, self._board.row(camera), self._health, self._config.capture.max_pixels)
+        link.add_camera(camera)
+        capture = CameraCapture(camera, settings, link, self._board.row(camera), self._health)
         self._cameras[camera] = capture
         self._tasks[camera] = self._group.create_task(self._run_camera(capture), name=f"camera {camera}")
 

@@ -47,12 +47,17 @@ def _run_role(assignment: Assignment, config: Config, commands: CommandReader, s
     # Imported late: a publisher never loads torch, a capture worker neither.
     match assignment.role:
         case "capture":
-            from workers.capture import run_capture as run
+            from workers.capture import run_capture  # noqa: PLC0415
+
+            run_capture(assignment, config, commands, status)
         case "encode":
-            from workers.encode import run_encode as run
+            from workers.encode import run_encode  # noqa: PLC0415
+
+            run_encode(assignment, config, commands, status)
         case "publish":
-            from workers.publish import run_publish as run
-    run(assignment, config, commands, status)
+            from workers.publish import run_publish  # noqa: PLC0415
+
+            run_publish(assignment, config, commands, status)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from encoders_core.errors import EncoderError
 from encoders_core.hardware_threads import configure_threads
-from encoders_core.realtime.realtime_encoder import RealtimeJob
+from encoders_core.realtime.realtime_encoder import Arrival, RealtimeJob
 from encoders_core.realtime.scheduler import Dropped, Held
 from streaming.config import Config
 from streaming.frames import Frame
@@ -25,7 +25,7 @@ from streaming.transport import (
 from streaming.wire import Tail
 from workers.camera_records import CameraRecords
 from workers.control import Assignment, CommandReader, Status, StatusWriter, Stop
-from workers.encoding import build_encoder, describe, frame_spec_of, over_budget
+from workers.encoding import build_encoder, describe, describe_temporal, frame_spec_of, over_budget, temporal_config
 from workers.endpoints import shared_context
 from workers.health import Health
 from workers.keys import server_keys
@@ -55,6 +55,8 @@ class EncodeWorker:
         self._commands, self._status = commands, status
         self._encoder = build_encoder(config)
         self._model = describe(self._encoder.frame_encoder.descriptor, full_ms=self._encoder.warm_up())
+        head = temporal_config(config)
+        self._models = [self._model, *([describe_temporal(self._model, head)] if head else [])]
         self._health = Health(assignment.worker)
         self._cameras: dict[str, CameraRecords] = {}
         self._warm: RealtimeJob | None = None
@@ -204,12 +206,12 @@ class EncodeWorker:
             # Back at once: the slot here keeps the newest, and the pace keeps out what could not be used.
             self._inbox.ack(frame.camera, frame.frame_seq, self._encoder.pace_us(frame.camera))
 
-    def _settle(self, outcome: "Held[object] | Dropped[object]") -> None:
+    def _settle(self, outcome: Held[Arrival] | Dropped[Arrival]) -> None:
         arrival = outcome.frame
-        frame = arrival.tag.frame  # type: ignore[attr-defined]
+        frame: Frame = arrival.tag.frame
         records = self._cameras[outcome.camera]
         if isinstance(outcome, Held):
-            records.held(frame, arrival.decision.change.share)  # type: ignore[attr-defined]
+            records.held(frame, arrival.decision.change.share)
         else:
             records.dropped(frame, outcome.cause)
         if frame.lossless:
@@ -264,7 +266,8 @@ class EncodeWorker:
             records.flush()
         self._status.send(Status("alive", progress=self._done))
         if self._beats % STATS_EVERY == 1:
-            self._sender.send(self._model)
+            for model in self._models:
+                self._sender.send(model)
             self._health.counters |= {"bad_messages": self._inbox.bad_messages, "encoded": self._done}
             for camera, found in self._encoder.statistics().items():
                 self._health.counters[f"estimated_fvu_ppm.{camera}"] = round(found.estimated_fvu * 1e6)

@@ -1,10 +1,12 @@
 """Where the two halves meet: the model's words become those of the wire, and an encoder is built from a configuration."""
 
+import hashlib
 import statistics
 import time
 from collections.abc import Generator
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 
 from encoders_core.config import QUALITY_TARGETS, GateConfig, TemporalConfig
@@ -58,13 +60,18 @@ def over_budget(full_ms: float, budget_ms: float) -> str | None:
 def build_encoder(config: Config) -> RealtimeVideoEncoder:
     """The realtime encoder of a configuration, without cameras. Raises EncoderError when the model cannot be had."""
     gate = GateConfig(target_fvu=QUALITY_TARGETS[config.encoder.quality_level], max_hold_s=config.encoder.max_hold_s)
-    temporal = config.temporal and TemporalConfig(window=config.temporal.window, depth=config.temporal.layers)
     return RealtimeVideoEncoder(
         load_frame_encoder(config.model.name),
         budget_ms=config.encoder.budget_ms,
         gate=gate if config.encoder.gate else None,
-        temporal=temporal,
+        temporal=temporal_config(config),
     )
+
+
+def temporal_config(config: Config) -> TemporalConfig | None:
+    """The temporal head that a configuration asks for."""
+    head = config.temporal
+    return TemporalConfig(window=head.window, depth=head.layers) if head else None
 
 
 def describe(descriptor: EncoderDescriptor, *, full_ms: float) -> ModelDescriptor:
@@ -80,4 +87,18 @@ def describe(descriptor: EncoderDescriptor, *, full_ms: float) -> ModelDescripto
         std=descriptor.input.std,
         pooling=descriptor.pooling,
         full_pass_ms=round(full_ms, 2),
+    )
+
+
+def describe_temporal(frames: ModelDescriptor, config: TemporalConfig) -> ModelDescriptor:
+    """The temporal head's output as a model of its own. Its weights are random until trained: it starts as a mean."""
+    identity = f"{frames.fingerprint} {config!r}".encode()
+    return msgspec.structs.replace(
+        frames,
+        model_id=f"{frames.model_id}-temporal",
+        fingerprint=hashlib.sha256(identity).hexdigest()[:16],
+        name=f"{frames.name}, temporal head over {config.window} frames",
+        trained=False,
+        pooling="temporal",
+        temporal_of=frames.model_id,
     )

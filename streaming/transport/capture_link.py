@@ -125,7 +125,7 @@ class CaptureLink:
         return self._end.refused_handshakes
 
     def add_camera(self, camera: str, *, lossless: bool = False) -> None:
-        """Declare one more camera."""
+        """Declare one more camera, or say what a camera turned out to be."""
         self._add(camera, lossless=lossless)
         self._say_hello()
 

@@ -32,8 +32,9 @@ class Credits:
         return camera in self._accounts
 
     def add(self, camera: str, *, lossless: bool = False) -> None:
-        """A camera with nothing in flight. A lossless one may have a single frame on the way."""
-        self._accounts.setdefault(camera, _Account(MAX_IN_FLIGHT_LOSSLESS if lossless else MAX_IN_FLIGHT))
+        """A camera with nothing in flight, or one that is known now to be lossless: a single frame may be on its way."""
+        limit = MAX_IN_FLIGHT_LOSSLESS if lossless else MAX_IN_FLIGHT
+        self._accounts.setdefault(camera, _Account(limit)).limit = limit
 
     def remove(self, camera: str) -> None:
         """Forget a camera."""
