@@ -263,7 +263,7 @@ def test_a_frame_that_must_be_late_is_dropped_and_a_cold_one_is_not() -> None:
         run(job)
     encoder.scheduler.measured(SIZE, 50 * MS)
     moved = scene(2)
-    moved[:16] = 0
+    moved[:32] = 0
     encoder.offer("a", moved, clock.now_ns, tag="late")
     clock.now_ns += 60 * MS
     job, dropped = encoder.next_job()
