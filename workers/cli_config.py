@@ -1,4 +1,4 @@
-"""The commands about configuration: `camvec check`, `camvec schema`, `camvec keys`. None of them loads torch or FFmpeg."""
+"""The commands about configuration: `camvec check`, `camvec schema`, `camvec keys`."""
 
 # ruff: noqa: PLC0415 - each command imports what it needs when it runs, so that `--help` and `watch` start fast
 
@@ -25,20 +25,46 @@ def check(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole configuration that is in effect, secrets masked.")
     ] = False,
+    measure: Annotated[
+        bool, typer.Option(help="Load the model and measure whether it keeps the budgets on this machine.")
+    ] = True,
 ) -> None:
-    """Is this configuration valid, are its files there, and what is in effect?"""
+    """Is this configuration valid, are its files there, does its model keep the budget here, and what is in effect?"""
     from streaming.config import load_config
     from streaming.config.review import missing_sources, require_files, warnings
 
     loaded = load_config(config)
     require_files(loaded)
-    notes = missing_sources(loaded) + warnings(loaded)
+    notes = missing_sources(loaded) + warnings(loaded) + (_measure(loaded) if measure else [])
     if as_json:
         print(json.dumps({"ok": True, "warnings": notes, "config": loaded.dump()}, indent=2))
         return
     print(_summary(loaded))
     for note in notes:
         typer.echo(f"warning: {note}", err=True)
+
+
+def _measure(config: "Config") -> list[str]:
+    """What there is to say of the model's speed on this machine. Raises ConfigError if the model cannot be had."""
+    from streaming.errors import ConfigError
+
+    if "encode" not in config.roles:
+        return []
+    try:
+        from encoders_core.errors import EncoderError
+        from encoders_core.hardware_threads import configure_threads
+        from encoders_core.realtime.frame_encoder import load_frame_encoder
+        from workers.encoding import full_pass_ms, over_budget
+    except ImportError as error:
+        return [f"the model was not measured, {error.name} is not installed: pip install 'camvec[edge]'"]
+    configure_threads()  # as an encoder process has it
+    try:
+        encoder = load_frame_encoder(config.model.name)
+    except EncoderError as error:
+        raise ConfigError(f"model: {error}") from error
+    tightest_ms = min((config.cameras[name].budget_ms for name in config.enabled_cameras()), default=None)
+    note = over_budget(full_pass_ms(encoder), tightest_ms or config.defaults.budget_ms)
+    return [note] if note else []
 
 
 def _summary(config: "Config") -> str:

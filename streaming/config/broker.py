@@ -2,9 +2,8 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
@@ -21,9 +20,6 @@ from streaming.config.fields import (
     rule,
     switch,
 )
-
-if TYPE_CHECKING:
-    from streaming.mqtt.settings import MqttSettings
 
 
 class TlsConfig(Section):
@@ -62,10 +58,6 @@ class SpoolConfig(Section):
         default=256, ge=1, le=1_000_000, description="Disk that it may take, megabytes; then the oldest goes."
     )
     max_age_s: Number = Field(default=86_400.0, ge=1, le=31_536_000, description="What is older is dropped, seconds.")
-
-    def settings(self) -> dict[str, Any]:
-        """These settings by the names that a `Publisher` has for them."""
-        return {f"spool_{name}": value for name, value in self}
 
 
 def _state_dir() -> Path:
@@ -178,25 +170,3 @@ class MqttConfig(Section):
         if spool is not None and info.data.get("offline") == "newest":
             raise rule("expected 'offline: spool' beside it, got 'newest': nothing would be spooled")
         return spool
-
-    def settings(self) -> "MqttSettings":
-        """These settings as a `Publisher` takes them."""
-        from streaming.mqtt.settings import MqttSettings, TlsSettings  # noqa: PLC0415 - brings the MQTT client
-
-        settings = MqttSettings(
-            host=self.host,
-            port=self.port,
-            username=self.username,
-            password=None if self.password is None else self.password.get_secret_value(),
-            tls=None if self.tls is None else TlsSettings(**self.tls.model_dump()),
-            client_id=self.client_id,
-            protocol=self.protocol,
-            keepalive_s=self.keepalive_s,
-            root=self.root,
-            format=self.format,
-            dtype="f2" if self.dtype == "float16" else "f4",
-            embedding_qos=1 if self.embedding_qos else 0,
-            expiry_s=self.expiry_s,
-            heartbeat_s=self.heartbeat_s,
-        )
-        return settings if self.spool is None else replace(settings, offline="spool", **self.spool.settings())

@@ -7,7 +7,6 @@ from pydantic_core.core_schema import FieldSerializationInfo
 
 from streaming.config.fields import ConfigPath, NotBool, Number, Section, default_text, reveals
 from streaming.config.urls import SourceUrl, secrets_in_url
-from streaming.events import EventSettings, EventType
 
 if TYPE_CHECKING:
     from streaming.sources.base import SourceConfig
@@ -28,9 +27,6 @@ class SceneChangeConfig(Section):
     """The event `scene_change`: the picture changed as a whole."""
 
     enabled: bool = Field(default=True, description="Raise it.")
-    debounce_s: Number = Field(
-        default=2.0, ge=0, le=3600, description="Cuts that follow each other within this time are one, seconds."
-    )
 
 
 class ActivityConfig(Section):
@@ -47,7 +43,6 @@ class ActivityConfig(Section):
     quiet_s: Number = Field(
         default=3.0, ge=0.1, le=3600, description="It ends when less has changed for this long, seconds."
     )
-    update_s: Number = Field(default=10.0, ge=1, le=3600, description="While it lasts, an update this often, seconds.")
 
 
 class EventsConfig(Section):
@@ -57,23 +52,6 @@ class EventsConfig(Section):
         default_factory=SceneChangeConfig, description="The picture changed as a whole."
     )
     activity: ActivityConfig = Field(default_factory=ActivityConfig, description="Something moves.")
-
-    @property
-    def enabled(self) -> frozenset[EventType]:
-        """The types of events that are to be raised."""
-        wanted: dict[EventType, bool] = {"scene_change": self.scene_change.enabled, "activity": self.activity.enabled}
-        return frozenset(name for name, enabled in wanted.items() if enabled)
-
-    def settings(self) -> EventSettings:
-        """These settings as an `EventDetector` takes them."""
-        return EventSettings(
-            start_change=self.activity.threshold,
-            stop_change=self.activity.threshold / 2,
-            min_duration_s=self.activity.min_s,
-            quiet_s=self.activity.quiet_s,
-            update_s=self.activity.update_s,
-            debounce_s=self.scene_change.debounce_s,
-        )
 
 
 class CameraSettings(Section):

@@ -211,53 +211,6 @@ cameras:
     assert not [f.name for f in fields(source) if getattr(source, f.name) == getattr(unchanged, f.name)]
 
 
-def test_mqtt_settings_say_what_the_section_says() -> None:
-    section = """
-mqtt:
-  host: b
-  port: 1999
-  username: u
-  password: pw
-  tls: {ca: /ca.pem, cert: /c.pem, key: /k.pem, verify: false}
-  client_id: me
-  protocol: 3.1.1
-  keepalive_s: 33
-  root: other
-  format: json
-  dtype: float32
-  embedding_qos: 1
-  expiry_s: 4
-  heartbeat_s: 2
-  offline: spool
-  spool: {dir: /spool, max_mb: 7, max_age_s: 8}
-cameras: {a: a.mp4}
-"""
-    config = load(section)
-    unchanged = MqttConfig().settings()
-    settings = config.mqtt.settings()
-    assert settings.tls is not None
-    assert (settings.password, settings.tls.key, settings.tls.verify) == ("pw", Path("/k.pem"), False)
-    assert (settings.spool_dir, settings.spool_max_mb, settings.spool_max_age_s) == (Path("/spool"), 7, 8)
-    fixed = {"state_s", "ack_timeout_s", "event_expiry_s", "max_events", "spool_max_items", "connect_timeout_s"}
-    same = {field.name for field in fields(settings) if getattr(settings, field.name) == getattr(unchanged, field.name)}
-    assert same == fixed
-
-
-def test_every_key_of_mqtt_is_set_above_or_used_elsewhere() -> None:
-    elsewhere = {"embedded", "stats_interval_s", "spool"}  # the supervisor, the worker's statistics, spool_*
-    assert MqttConfig.model_fields.keys() - elsewhere <= {field.name for field in fields(MqttConfig().settings())}
-
-
-def test_event_settings_say_what_the_camera_says() -> None:
-    events = (
-        load("cameras: {a: {url: a.mp4, events: {scene_change: {enabled: false}, activity: {min_s: 4}}}}")
-        .cameras["a"]
-        .events
-    )
-    assert events.enabled == {"activity"}
-    assert events.settings().min_duration_s == 4
-
-
 @pytest.mark.parametrize("module", ["streaming.logs", "streaming.mqtt", "streaming.client"])
 def test_consumers_do_not_load_the_models_of_the_daemon(module: str) -> None:
     # The SDK has to start fast: pydantic alone takes a tenth of a second.

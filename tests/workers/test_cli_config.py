@@ -57,7 +57,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_check_says_what_is_in_effect(file: Path, camvec: Command) -> None:
-    result = camvec("check", str(file), CAM_PW="swordfish")
+    result = camvec("check", "--no-measure", str(file), CAM_PW="swordfish")
     assert not result.refused
     assert "front: rtsp://user:***@10.0.0.5/s, 100 ms, priority normal" in result.stdout
     assert result.stdout.endswith("valid: 1 camera, 1 switched off\n")
@@ -65,7 +65,7 @@ def test_check_says_what_is_in_effect(file: Path, camvec: Command) -> None:
 
 def test_wrong_file_is_exit_2_with_one_line_for_each_fault(file: Path) -> None:
     file.write_text("node: A\n" + FINE + "qos: 1\n", encoding="utf-8")
-    command = [sys.executable, "-m", "workers.cli", "check", str(file)]
+    command = [sys.executable, "-m", "workers.cli", "check", "--no-measure", str(file)]
     env = os.environ | {"PYTHONPATH": ROOT, "CAM_PW": "swordfish"}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     keys = "node, roles, mqtt, model, temporal, encoder, capture, transport, defaults, cameras, logging, runtime_dir"
@@ -77,12 +77,12 @@ def test_wrong_file_is_exit_2_with_one_line_for_each_fault(file: Path) -> None:
 
 
 def test_check_without_the_variable_names_it(file: Path, camvec: Command) -> None:
-    result = camvec("check", str(file), CAM_PX="x")
+    result = camvec("check", "--no-measure", str(file), CAM_PX="x")
     assert "expected the environment variable CAM_PW to be set; did you mean 'CAM_PX'?" in result.refused
 
 
 def test_check_as_json_shows_no_secret(file: Path, camvec: Command) -> None:
-    result = camvec("check", str(file), "--json", CAM_PW="swordfish")
+    result = camvec("check", "--no-measure", str(file), "--json", CAM_PW="swordfish")
     said = json.loads(result.stdout)
     assert said["ok"]
     assert said["config"]["cameras"]["front"]["budget_ms"] == 100
@@ -91,14 +91,14 @@ def test_check_as_json_shows_no_secret(file: Path, camvec: Command) -> None:
 
 def test_check_names_files_that_are_not_there(file: Path, camvec: Command) -> None:
     file.write_text(FINE + "mqtt: {host: b, tls: {ca: ca.pem}}\nmodel: {weights: w.safetensors}\n", encoding="utf-8")
-    result = camvec("check", str(file), CAM_PW="x")
+    result = camvec("check", "--no-measure", str(file), CAM_PW="x")
     assert f"mqtt.tls.ca: expected a file at {file.parent}/ca.pem, found none" in result.refused
     assert "model.weights: expected a file at" in result.refused
 
 
 def test_check_warns_of_what_is_valid_but_not_safe(file: Path, camvec: Command) -> None:
     file.write_text("cameras: {a: gone.mp4}\nmqtt: {host: b, username: u, password: swordfish}\n", encoding="utf-8")
-    result = camvec("check", str(file))
+    result = camvec("check", "--no-measure", str(file))
     assert not result.refused
     assert "warning: mqtt: the password travels to b in clear text; set tls" in result.stderr
     assert "warning: cameras.a.url: expected a file or device at" in result.stderr
@@ -106,9 +106,23 @@ def test_check_warns_of_what_is_valid_but_not_safe(file: Path, camvec: Command) 
 
 
 def test_check_takes_a_bare_url(camvec: Command) -> None:
-    result = camvec("check", "rtsp://user:${CAM_PW}@h/s", CAM_PW="swordfish")
+    result = camvec("check", "--no-measure", "rtsp://user:${CAM_PW}@h/s", CAM_PW="swordfish")
     assert not result.refused
     assert "built-in, 127.0.0.1:1883" in result.stdout
+
+
+def test_check_measures_whether_the_model_keeps_the_tightest_budget(file: Path, camvec: Command) -> None:
+    pytest.importorskip("torch", reason="measuring needs torch, which comes with camvec[edge]")
+    file.write_text("cameras: {slow: {url: scene:street, budget_ms: 60000}}", encoding="utf-8")
+    assert "full pass" not in camvec("check", str(file)).stderr
+    file.write_text("cameras: {slow: scene:street, fast: {url: scene:street, budget_ms: 1}}", encoding="utf-8")
+    assert "the budget is 1 ms" in camvec("check", str(file)).stderr
+
+
+def test_check_of_an_unknown_model_names_the_nearest(file: Path, camvec: Command) -> None:
+    pytest.importorskip("torch", reason="the list of models comes with camvec[edge]")
+    file.write_text("model: {name: efficientnet-light0}\ncameras: {a: scene:street}", encoding="utf-8")
+    assert "did you mean 'efficientnet-lite0'?" in camvec("check", str(file)).refused
 
 
 def test_schema_is_json(tmp_path: Path, camvec: Command) -> None:
@@ -131,10 +145,10 @@ def test_keys_are_written_for_their_owner_alone(tmp_path: Path, camvec: Command)
     assert "it exists already" in again.refused
 
 
-def test_commands_about_configuration_load_neither_torch_nor_ffmpeg(file: Path) -> None:
+def test_check_without_measuring_loads_neither_torch_nor_ffmpeg(file: Path) -> None:
     program = (
         "import sys, typer; from workers.cli_config import check\n"
-        f"check({str(file)!r})\n"
+        f"check({str(file)!r}, measure=False)\n"
         "sys.exit(bool({'torch', 'av', 'cv2', 'aiomqtt'} & sys.modules.keys()))"
     )
     env = os.environ | {"PYTHONPATH": ROOT, "CAM_PW": "x"}
