@@ -1,7 +1,8 @@
 """CPU and latency of one frame from capture to encoder over ipc://, in two processes: medians of several runs.
 
 `python benchmarks/bench_transport.py [--json]`. "paced" sends at a steady rate, as cameras do; "saturated" as fast as
-credits come back. CPU covers all threads of a process, ZeroMQ's too. What an encoder does with a frame is not included.
+credits come back. CPU covers all threads of a process, ZeroMQ's too; what an encoder does with a frame is not included.
+An idle machine pays for each waking of a thread: `timer_cpu_us` is what the steady rate alone costs the sender.
 """
 
 import argparse
@@ -72,6 +73,14 @@ async def send(endpoint: str, frames: int, per_second: float) -> dict[str, float
         return {"cpu_us": spent_us / frames, "frames_per_second": frames / ((time.monotonic_ns() - wall_ns) / 1e9)}
 
 
+async def only_pace(frames: int, per_second: float) -> float:
+    """CPU of the sender's timer with nothing sent, microseconds a frame."""
+    start, cpu_ns = time.monotonic(), time.process_time_ns()
+    for index in range(frames):
+        await asyncio.sleep(max(0.0, start + index / per_second - time.monotonic()))
+    return (time.process_time_ns() - cpu_ns) / 1000 / frames
+
+
 def run(frames: int, per_second: float) -> dict[str, float]:
     """One run with a fresh encoder process."""
     with tempfile.TemporaryDirectory() as folder:
@@ -84,6 +93,7 @@ def run(frames: int, per_second: float) -> dict[str, float]:
             said, _ = process.communicate("")
     receiver = json.loads(said)
     return {
+        "timer_cpu_us": asyncio.run(only_pace(frames, per_second)) if per_second else 0.0,
         "frames_per_second": sender["frames_per_second"],
         "capture_cpu_us": sender["cpu_us"],
         "encoder_cpu_us": receiver["cpu_us"],

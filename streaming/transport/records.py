@@ -14,8 +14,13 @@ from streaming.errors import TransportError, WireError
 from streaming.transport.sockets import DRAIN_AT_ONCE, BadMessages, End, LoopReader, has_message
 from streaming.wire import WORKER_ID, ToPublisher, decode_record, encode
 
-RECORD_HWM: Final = 128
-"""Records that may wait on each side: a publisher that is this far behind gets no more, and the sender keeps the count."""
+SEND_HWM: Final = 128
+RECEIVE_HWM: Final = 512
+"""Records that may wait at each end: a publisher that is this far behind gets no more, and the sender keeps the count.
+
+The receiver takes more than the sender holds, because libzmq forgets what is still in the kernel when a sender closes
+while the receiver is full: so the last records of an encoder survive unless the publisher is 512 of them behind.
+"""
 STOP_LINGER_MS: Final = 1000
 
 
@@ -33,7 +38,7 @@ class RecordSender:
                 f"expected a worker name of letters, digits, dot, - and _ up to 64 long, got {worker!r}"
             )
         self._name = worker.encode()
-        self._end = End(zmq.PUSH, endpoint, bind=False, keys=keys, context=context, hwm=RECORD_HWM)
+        self._end = End(zmq.PUSH, endpoint, bind=False, keys=keys, context=context, hwm=SEND_HWM)
 
     def __enter__(self) -> Self:
         self._end.open({zmq.IMMEDIATE: 1})
@@ -60,7 +65,7 @@ class RecordReceiver:
     def __init__(
         self, endpoint: str, *, keys: ServerKeys | None = None, context: zmq.SyncContext | None = None
     ) -> None:
-        self._end = End(zmq.PULL, endpoint, bind=True, keys=keys, context=context, hwm=RECORD_HWM)
+        self._end = End(zmq.PULL, endpoint, bind=True, keys=keys, context=context, hwm=RECEIVE_HWM)
         self._bad = BadMessages()
         self._readable = asyncio.Event()
         self._monitor: LoopReader

@@ -191,7 +191,12 @@ class End:
     def count_refusal(self) -> None:
         """One more handshake that failed; the first is logged."""
         if not self.refused_handshakes:
-            _LOG.warning("handshake refused at %s: wrong or unknown key, or one end without CURVE", self.endpoint)
+            why = (
+                "wrong or unknown key, or one end without CURVE"
+                if self._keys
+                else "the other end has keys, or just stopped"
+            )
+            _LOG.warning("a connection at %s ended before it was admitted: %s", self.endpoint, why)
         self.refused_handshakes += 1
         self._was_refused = True
 

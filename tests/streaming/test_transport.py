@@ -12,7 +12,7 @@ import zmq
 from streaming import wire
 from streaming.errors import TransportError
 from streaming.frames import FrameSpec, Since
-from streaming.records import StateRecord, WorkerStats
+from streaming.records import FeatureRecord, StateRecord, WorkerStats
 from streaming.transport import (
     CamerasChanged,
     CaptureLink,
@@ -25,6 +25,7 @@ from streaming.transport import (
     WorkerStarted,
     WorkerVanished,
 )
+from streaming.transport.records import RECEIVE_HWM
 from streaming.wire import Tail
 from tests.streaming.transport_gear import PATIENCE_S, SMALL, EncoderThread, Ledger, frame, pattern, record_of, until
 
@@ -511,18 +512,26 @@ async def test_sender_keeps_the_account_when_the_publisher_is_away_or_behind(end
             assert receiver.receive_nowait() is None
 
 
-async def test_last_records_before_a_stop_are_not_lost(endpoint: str) -> None:
-    async with RecordReceiver(endpoint) as receiver:
+@pytest.mark.parametrize("dim", [1, 4096])
+async def test_last_records_before_a_stop_are_not_lost(endpoint: str, dim: int) -> None:
+    # As fast as they go, and then an immediate stop: many are still in the sender, and nobody has read any.
+    vector = np.zeros(dim, np.float32).tobytes()
+    sent: list[int] = []
+
+    def fill_and_stop() -> None:
         with RecordSender(endpoint, "encoder-0") as sender:
-            await until(lambda: sender.send(record_of(frame("front", 0))))
-            for seq in range(1, 100):
-                assert sender.send(record_of(frame("front", seq)))
-        ledger = Ledger()
-        async for record in receiver:
-            ledger.book_record(record)
-            if ledger.last["front"] == 99:
-                break
-    assert ledger.frames == 100
+            while len(sent) < RECEIVE_HWM:
+                record = record_of(frame("front", len(sent)))
+                record.vector, record.dim = vector, dim
+                if sender.send(record):
+                    sent.append(record.frame_seq)
+
+    async with RecordReceiver(endpoint) as receiver:
+        await asyncio.to_thread(fill_and_stop)
+        for seq in sent:
+            record = await asyncio.wait_for(receiver.receive(), PATIENCE_S)
+            assert isinstance(record, FeatureRecord)
+            assert record.frame_seq == seq
 
 
 async def test_bad_records_are_counted_by_sender(endpoint: str, context: zmq.SyncContext) -> None:

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from streaming.frames import FrameSpec
 from streaming.transport.credits import Credits
-from streaming.transport.peers import Peers
+from streaming.transport.peers import Intake, Peers
 from streaming.wire import NO_FRAME, FrameHeader, Hello, header_of
 from tests.streaming.transport_gear import frame
 
@@ -32,6 +32,27 @@ def test_pace_counts_from_the_last_frame_and_repeats_change_nothing() -> None:
     account.acknowledged("front", 2, pace_us=0)
     account.acknowledged("front", 1, pace_us=0)
     assert account.settled(["front"])
+
+
+def test_void_gives_all_credits_back_and_forgets_the_pace() -> None:
+    account = Credits()
+    account.add("front")
+    account.sent("front", 0, now_ns=0)
+    account.acknowledged("front", 0, pace_us=1_000_000)
+    account.sent("front", 1, now_ns=0)
+    account.sent("front", 2, now_ns=0)
+    account.void()
+    assert account.wait_ns("front", 0) == 0
+    assert not account.settled(["front"])  # the new encoder has not said that it knows of them
+
+
+def test_acknowledgement_of_a_number_never_seen_is_of_a_past_incarnation() -> None:
+    intake = Intake("front")
+    intake.admit(header_of(frame("front", 0), epoch=1, now_ns=1))
+    intake.acknowledge(1000, pace_us=0)
+    assert (intake.acked_seq, len(intake.outstanding)) == (-1, 1)
+    intake.acknowledge(0, pace_us=0)
+    assert (intake.acked_seq, len(intake.outstanding)) == (0, 0)
 
 
 class BothEnds(RuleBasedStateMachine):

@@ -12,7 +12,7 @@ from streaming.board import AccountBoard
 from streaming.frames import Since
 from streaming.records import FeatureRecord
 from streaming.transport import CaptureLink, EncoderInbox, FrameArrived, RecordReceiver, WorkerStarted, WorkerVanished
-from streaming.transport.records import RECORD_HWM
+from streaming.transport.records import SEND_HWM
 from streaming.wire import Tail
 from tests.streaming.transport_gear import (
     PATIENCE_S,
@@ -90,7 +90,7 @@ async def run_with_killed_encoder(folder: Path, count: int) -> None:
     assert receiver.bad_messages == 0
     # Every frame was sent, so all that is missing is what the killed process can have held: frames and records.
     assert ledger.last == dict.fromkeys(CAMERAS, each)
-    assert ledger.lost <= 2 * len(CAMERAS) + RECORD_HWM
+    assert ledger.lost <= 2 * len(CAMERAS) + SEND_HWM
     assert ledger.frames >= len(CAMERAS) * each - ledger.lost - 2 * len(CAMERAS)
 
 
