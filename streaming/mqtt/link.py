@@ -7,6 +7,7 @@ caller's business: a link lives once.
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -68,17 +69,26 @@ class Handlers:
 
 @dataclass(slots=True)
 class ProtocolMemory:
-    """Which brokers turned out to speak 3.1.1 only, and until when (CLOCK_MONOTONIC) that is believed."""
+    """Which brokers speak MQTT 5, and which turned out to speak 3.1.1 only, until when (CLOCK_MONOTONIC)."""
 
-    until_ns: dict[str, int] = field(default_factory=dict)
+    new: set[str] = field(default_factory=set)
+    old_until_ns: dict[str, int] = field(default_factory=dict)
+
+    def is_new(self, address: str) -> bool:
+        """Whether it has spoken MQTT 5 to us: then its silence has another reason."""
+        return address in self.new
 
     def is_old(self, address: str) -> bool:
         """Whether MQTT 5 need not be tried."""
-        return self.until_ns.get(address, 0) > time.monotonic_ns()
+        return self.old_until_ns.get(address, 0) > time.monotonic_ns()
 
-    def remember_old(self, address: str) -> None:
-        """It answered in 3.1.1 after no answer in 5."""
-        self.until_ns[address] = time.monotonic_ns() + REMEMBER_NS
+    def remember(self, address: str, protocol: Protocol) -> None:
+        """It answered in this protocol, the newest that it would."""
+        if protocol == "5":
+            self.new.add(address)
+        else:
+            self.new.discard(address)
+            self.old_until_ns[address] = time.monotonic_ns() + REMEMBER_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +119,8 @@ class _Client(aiomqtt.Client):
         self.limits = Limits()
         self.unacknowledged: set[int] = set()
         self.paho = self._client
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+        """Done when the connection has ended. aiomqtt's own future is replaced when that happens right after CONNACK."""
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
         self.limits = Limits(
@@ -122,6 +134,7 @@ class _Client(aiomqtt.Client):
         if not self._connected.done():  # aiomqtt would wait for its time-out
             self._connected.set_exception(aiomqtt.MqttCodeError(reason_code, self._errors.text))
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
+        self._end(aiomqtt.MqttCodeError(reason_code, self._errors.text))
 
     def _on_message(self, client: Any, userdata: Any, message: MQTTMessage) -> None:  # noqa: ARG002 - paho's signature
         self._handlers.message(message.topic, bytes(message.payload), message.retain)
@@ -130,6 +143,22 @@ class _Client(aiomqtt.Client):
         if mid in self.unacknowledged:
             self.unacknowledged.discard(mid)
             self._handlers.acknowledged(mid, reason_code.value)
+
+    def _on_socket_open(self, client: Any, userdata: Any, sock: Any) -> None:
+        super()._on_socket_open(client, userdata, sock)
+        self._loop.call_soon_threadsafe(self._loop.add_reader, sock.fileno(), self._read)
+
+    def _read(self) -> None:
+        pending = True
+        while pending:
+            try:
+                self.paho.loop_read()
+            except Exception as exc:  # noqa: BLE001 - paho lets socket and TLS errors through, and its own on a bad packet
+                self._end(exc)
+                return
+            # TLS may have decrypted more than was read: no socket event will tell.
+            sock = self.paho._sock  # noqa: SLF001
+            pending = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002 - paho's signature
         self._loop.add_writer(sock.fileno(), self._write)
@@ -143,19 +172,22 @@ class _Client(aiomqtt.Client):
         """Write what the socket takes now."""
         try:
             self.paho.loop_write()
-        except Exception as exc:  # noqa: BLE001 - paho lets socket, TLS and its own errors through: each is the end
-            if not self._disconnected.done():
-                self._disconnected.set_exception(exc)
+        except Exception as exc:  # noqa: BLE001 - paho lets socket and TLS errors through: each is the end
+            self._end(exc)
+
+    def _end(self, exc: Exception) -> None:
+        if not self._gone.done():
+            self._gone.set_exception(exc)
 
     async def lost(self) -> BaseException | None:
         """Return when the connection has ended, with the reason if there is one."""
-        await asyncio.wait([self._disconnected])
-        return self._disconnected.exception()
+        await asyncio.wait([self._gone])
+        return self._gone.exception()
 
     def abort(self) -> None:
         """Close the socket, whatever state it is in, and collect what nobody asked for."""
         self.paho._sock_close()  # noqa: SLF001 - paho closes only by a packet that a dead broker will not take
-        for future in (self._connected, self._disconnected):
+        for future in (self._connected, self._disconnected, self._gone):
             if future.done() and not future.cancelled():
                 future.exception()
 
@@ -261,13 +293,14 @@ async def connect(
 async def _open_newest(
     settings: BrokerSettings, handlers: Handlers, will: Will | None, memory: ProtocolMemory
 ) -> tuple[_Client, Protocol]:
+    known = memory.is_new(settings.address)
     try:
-        return await _open(settings, handlers, will, "5", CONNACK_V5_S)
+        opened = await _open(settings, handlers, will, "5", settings.connect_timeout_s if known else CONNACK_V5_S)
     except BrokerError as newest:
-        if newest.reason not in _WORTH_OLDER_PROTOCOL:
+        if newest.reason != "protocol" and (known or newest.reason not in _WORTH_OLDER_PROTOCOL):
             raise
-    opened = await _open(settings, handlers, will, "3.1.1", settings.connect_timeout_s)
-    memory.remember_old(settings.address)
+        opened = await _open(settings, handlers, will, "3.1.1", settings.connect_timeout_s)
+    memory.remember(settings.address, opened[1])
     return opened
 
 

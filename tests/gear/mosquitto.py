@@ -55,8 +55,8 @@ class Mosquitto:
 
     def stop(self, sig: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:
-            self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(sig)
+            self.process.send_signal(signal.SIGCONT)  # a frozen one heeds nothing but SIGKILL
             self.process.wait(10)
             self.process = None
 
@@ -122,8 +122,8 @@ def make_certificates(directory: Path) -> Certificates:
     ca, ca_key = _authority(directory, "ca")
     other_ca, _ = _authority(directory, "other")
     names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
-    cert, key = _signed(directory, "server", "localhost", ca, ca_key, names)
-    client_cert, client_key = _signed(directory, "client", "edge", ca, ca_key, "extendedKeyUsage=clientAuth")
+    cert, key = _signed(directory, "server", "localhost", (ca, ca_key), names)
+    client_cert, client_key = _signed(directory, "client", "edge", (ca, ca_key), "extendedKeyUsage=clientAuth")
     return Certificates(ca, cert, key, client_cert, client_key, other_ca)
 
 
@@ -158,11 +158,11 @@ def _authority(directory: Path, name: str) -> tuple[Path, Path]:
     return cert, key
 
 
-def _signed(directory: Path, name: str, common: str, ca: Path, ca_key: Path, extension: str) -> tuple[Path, Path]:
+def _signed(directory: Path, name: str, common: str, signer: tuple[Path, Path], extension: str) -> tuple[Path, Path]:
     cert, key, request = (directory / f"{name}.{kind}" for kind in ("crt", "key", "csr"))
     _openssl("req", *_new_key(key), "-subj", f"/CN={common}", "-addext", extension, "-out", request)
-    signer = ["-CA", ca, "-CAkey", ca_key, "-CAcreateserial"]
-    _openssl("x509", "-req", "-in", request, *signer, "-copy_extensions", "copy", "-days", 1, "-out", cert)
+    authority = ["-CA", signer[0], "-CAkey", signer[1], "-CAcreateserial"]
+    _openssl("x509", "-req", "-in", request, *authority, "-copy_extensions", "copy", "-days", 1, "-out", cert)
     return cert, key
 
 
