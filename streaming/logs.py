@@ -125,9 +125,15 @@ class LineHandler(logging.Handler):
     def _arm(self) -> None:
         """See to it that a count is written although nothing else is logged."""
         if self._repeats.holds_back and (self._timer is None or not self._timer.is_alive()):
-            self._timer = threading.Timer(WINDOW_S, self.flush)
+            self._timer = threading.Timer(WINDOW_S, self._ring)
             self._timer.daemon = True
             self._timer.start()
+
+    def _ring(self) -> None:
+        with self.lock or contextlib.nullcontext():
+            self._timer = None
+            self.flush()
+            self._arm()  # for counts that began after this timer
 
     def _safe_event(self, record: logging.LogRecord) -> Event:
         said, exc_info, stack = _said(record)

@@ -1,6 +1,7 @@
 """The sections `cameras` and `defaults`: one camera, what it may cost, and which events it raises."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+import re
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import Field, field_serializer
 from pydantic_core.core_schema import FieldSerializationInfo
@@ -10,6 +11,9 @@ from streaming.config.urls import SourceUrl, secrets_in_url
 
 if TYPE_CHECKING:
     from streaming.sources.base import SourceConfig
+
+
+_SECRET_OPTION: Final = re.compile(r"(?i)header|cookie|pass|key|token|secret|auth")
 
 
 class CameraTlsConfig(Section):
@@ -114,8 +118,10 @@ class CameraConfig(CameraSettings):
     )
 
     def secrets(self) -> set[str]:
-        """What must never be shown: passwords and tokens in the URL, values of the options."""
-        return secrets_in_url(self.url) | {value for value in self.options.values() if len(value) > 8}
+        """What must never be shown: passwords and tokens, in the URL and in options."""
+        return secrets_in_url(self.url) | {
+            value for key, value in self.options.items() if value and _SECRET_OPTION.search(key)
+        }
 
     def source(self) -> "SourceConfig":
         """These settings as a source takes them."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 
 from streaming.config.problems import Place, Problem
 
@@ -53,10 +54,11 @@ def parse(text: str) -> Document:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else None
         document.problems.append(Problem((), line, f"expected YAML, {_syntax(error.problem or error.context or '')}"))
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        document.problems.append(Problem((), line, "expected text, got a control character"))
     except (YAMLError, ValueError) as error:
-        document.complain(
-            (), f"expected YAML text, got a character or form that it does not allow ({type(error).__name__})"
-        )
+        document.complain((), f"expected YAML text, got a form that it does not allow ({type(error).__name__})")
     else:
         _Builder(document).build_root(root)
     return document

@@ -42,7 +42,14 @@ def _broker_shorthand(value: Any) -> Any:
 
 
 def _camera_shorthand(value: Any) -> Any:
-    return {"url": value} if isinstance(value, str) else value
+    return {"url": value} if isinstance(value, str) else _said(value)
+
+
+def _said(section: Any) -> Any:
+    """What a section that is built already says itself, without its defaults: only that overrides what is inherited."""
+    if isinstance(section, BaseModel):
+        return section.model_dump(exclude_unset=True, context={"reveal": True})
+    return section
 
 
 BrokerUrl = Annotated[str, Field(json_schema_extra=expected("mqtt://[USER:PASSWORD@]HOST[:PORT]"))]
@@ -192,8 +199,7 @@ class Config(Section):
 
 
 def _accepted(model: type[BaseModel], raw: Any, info: ValidationInfo) -> dict[str, Any] | None:
-    if raw is None:
-        return {}
+    raw = {} if raw is None else _said(raw)
     try:
         model.model_validate(raw, context=info.context)
     except ValidationError:

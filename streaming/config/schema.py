@@ -146,9 +146,7 @@ def _plain(bound: float | None) -> str:
 
 
 def _length(node: Node) -> str:
-    parts = [f"at least {node['minItems']}"] if "minItems" in node else []
-    return (
-        " " + " and ".join([*parts, f"at most {node['maxItems']}"])
-        if "maxItems" in node
-        else "".join(f" of {p}" for p in parts)
-    )
+    bounds = [
+        f"{words} {node[key]}" for key, words in (("minItems", "at least"), ("maxItems", "at most")) if key in node
+    ]
+    return f" of {' and '.join(bounds)}" if bounds else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from streaming.config import Config, MqttConfig, load_config, load_text
+from streaming.config import CameraConfig, CameraSettings, Config, EncoderConfig, MqttConfig, load_config, load_text
 from streaming.errors import ConfigError
 
 TWO_CAMERAS = """
@@ -109,6 +109,18 @@ cameras:
         7,
     )
     assert config.defaults.budget_ms == 150
+
+
+def test_sections_built_in_python_are_inherited_alike() -> None:
+    config = Config(
+        encoder=EncoderConfig(budget_ms=50),
+        defaults=CameraSettings(transport="udp"),
+        cameras={"a": CameraConfig(url="a.mp4"), "b": CameraConfig(url="b.mp4", transport="tcp")},
+        mqtt=MqttConfig(username="u", password="pw"),  # type: ignore[arg-type]
+    )
+    a, b = config.cameras["a"], config.cameras["b"]
+    assert (a.budget_ms, a.transport, b.transport) == (50, "udp", "tcp")
+    assert config.secrets() == {"pw"}
 
 
 def test_defaults_beat_the_encoders_budget() -> None:

@@ -67,6 +67,7 @@ CAMERA = "\ncameras: {a: a.mp4}\n"
         ("node: *x", "got a value that begins with * or !: put it in quotes"),
         ("node: @x", "got a value that begins with '@': put it in quotes"),
         ("node: [", "expected YAML"),
+        ("# one\n# two\nnode: \x01", "x.yaml:3: expected text, got a control character"),
     ],
 )
 def test_faulty_section_is_named(text: str, said: str) -> None:

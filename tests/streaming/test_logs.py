@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -327,6 +328,30 @@ def test_counts_are_written_although_nothing_else_happens(monkeypatch: pytest.Mo
     logger.warning("lost")
     clock[0] = 10.0
     assert written.wait(10)
+
+
+def test_count_that_began_late_is_written_by_the_next_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streaming.logs.WINDOW_S", 0.05)
+    clock, stream = [0.0], io.StringIO()
+    logger = handler_at(clock, stream)
+    handler = logger.handlers[0]
+    assert isinstance(handler, LineHandler)
+    for event in ("early", "early", "late", "late"):
+        clock[0] = 5.0 if event == "late" else 0.0
+        logger.warning(event)
+    clock[0] = 10.0  # only the window of "early" is over
+    deadline = time.monotonic() + 10
+    while "early" not in stream.getvalue().splitlines()[-1] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    clock[0] = 15.0
+    while "late" not in stream.getvalue().splitlines()[-1] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [(line["event"], line.get("repeated")) for line in lines(stream)] == [
+        ("early", None),
+        ("late", None),
+        ("early", 1),
+        ("late", 1),
+    ]
 
 
 def test_next_line_after_the_window_carries_the_count() -> None:

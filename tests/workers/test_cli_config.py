@@ -113,8 +113,6 @@ def test_check_takes_a_bare_url(camvec: Command) -> None:
 
 def test_check_measures_whether_the_model_keeps_the_tightest_budget(file: Path, camvec: Command) -> None:
     pytest.importorskip("torch", reason="measuring needs torch, which comes with camvec[edge]")
-    file.write_text("cameras: {slow: {url: scene:street, budget_ms: 60000}}", encoding="utf-8")
-    assert "full pass" not in camvec("check", str(file)).stderr
     file.write_text("cameras: {slow: scene:street, fast: {url: scene:street, budget_ms: 1}}", encoding="utf-8")
     assert "the budget is 1 ms" in camvec("check", str(file)).stderr
 
