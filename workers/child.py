@@ -1,6 +1,7 @@
 """`python -m workers.child`: one worker process, started by the supervisor and never by hand."""
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -47,20 +48,21 @@ def _run_role(assignment: Assignment, config: Config, commands: CommandReader, s
     # Imported late: a publisher never loads torch, a capture worker neither.
     match assignment.role:
         case "capture":
-            from workers.capture import run_capture  # noqa: PLC0415
+            from workers.capture import run_capture
 
             run_capture(assignment, config, commands, status)
         case "encode":
-            from workers.encode import run_encode  # noqa: PLC0415
+            from workers.encode import run_encode
 
             run_encode(assignment, config, commands, status)
         case "publish":
-            from workers.publish import run_publish  # noqa: PLC0415
+            from workers.publish import run_publish
 
             run_publish(assignment, config, commands, status)
 
 
 if __name__ == "__main__":
     code = main()
+    logging.shutdown()
     sys.stderr.flush()
     os._exit(code)  # an abandoned read of a frozen camera must not hold up the exit

@@ -1,7 +1,6 @@
 """`camvec run`: signals, reload and the supervisor."""
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streaming.config import Config, load_config
+from streaming.config.review import require_files
 from streaming.logs import configure_logs, get_logger
 from streaming.transport import runtime_dir
 from workers.supervisor import Supervisor, running
@@ -20,13 +20,12 @@ def run_daemon(source: str, *, roles: list[str] | None, single_process: bool) ->
     """Run until SIGTERM (exit 0), Ctrl-C (130) or until every source was a file and has ended."""
 
     def load() -> Config:
-        config = load_config(source)
-        if not roles:
-            return config
-        return Config.from_json(json.dumps(json.loads(config.to_json()) | {"roles": roles}))
+        config = load_config(source, overrides={"roles": roles} if roles else None)
+        require_files(config)
+        configure_logs(config, worker="supervisor")  # from here on its secrets are masked
+        return config
 
     config = load()
-    configure_logs(config, worker="supervisor")
     sys.exit(asyncio.run(_serve(config, load, single_process=single_process)))
 
 

@@ -133,7 +133,7 @@ def _write_lines(path: Path, rows: list[Row], vectors: NDArray[np.float32] | Non
 
 def _parquet_module() -> Any:
     try:
-        import pyarrow.parquet  # noqa: PLC0415 - an optional 40 MB that few need
+        import pyarrow.parquet
     except ImportError:
         raise ConfigError("writing .parquet needs pyarrow: pip install pyarrow, or write .npy or .jsonl") from None
     return pyarrow

@@ -14,7 +14,7 @@ from pathlib import Path
 from streaming.board import AccountBoard
 from streaming.config import Config, diff_cameras, restart_needed
 from streaming.logs import get_logger
-from streaming.notify import notify
+from streaming.notify import notify, watchdog_interval_s
 from workers.control import ROLES, Assignment, Role
 from workers.endpoints import Endpoints
 from workers.layout import Layout, plan_layout
@@ -24,7 +24,6 @@ from workers.spawn import Handle, ProcessHandle, ThreadHandle
 _log = get_logger("supervisor")
 STOP_SHARES = {"capture": 0.28, "encode": 0.28, "publish": 0.28}
 """Of `shutdown_timeout_s`: how long each kind of worker may take to stop; the rest is for kills and the broker."""
-_WATCHDOG_TICK_S = 1.0
 
 
 class Supervisor:
@@ -142,8 +141,9 @@ class Supervisor:
 
     async def _watch(self) -> None:
         """Ping systemd's watchdog as long as every worker was heard lately: a stuck one is replaced, not pinged over."""
+        interval_s = watchdog_interval_s() or 5.0
         while True:
-            await asyncio.sleep(_WATCHDOG_TICK_S)
+            await asyncio.sleep(interval_s)
             if all(child.silent_s < 30.0 or not child.ready for child in self.children.values()):
                 notify("WATCHDOG=1")
 

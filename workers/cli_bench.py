@@ -1,0 +1,37 @@
+"""`camvec bench ...`: measurements, each with `--json`."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Measure: each prints one JSON object, last, with --json.", no_args_is_help=True)
+
+
+@app.callback()
+def _bench() -> None:
+    """Measure: each prints one JSON object, last, with --json."""
+
+
+@app.command()
+def pipeline(
+    *,
+    cameras: Annotated[int, typer.Option(min=1, max=64, help="How many cameras.")] = 2,
+    fps: Annotated[float, typer.Option(min=0.5, max=120.0, help="Frames a second of each scene.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=1.0, help="How long to measure.")] = 30.0,
+    source: Annotated[str, typer.Option(help="scene, a video file, or the URL of a camera.")] = "scene",
+    budget_ms: Annotated[float, typer.Option(min=1.0, help="Latency budget in milliseconds.")] = 100.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, last, for programs.")] = False,
+) -> None:
+    """The whole pipeline with a broker and a subscriber: latency by stage, drops by cause, CPU and memory."""
+    from workers.demo import run_pipeline_bench, scene_url
+
+    names = [f"cam{number}" for number in range(1, cameras + 1)]
+    with tempfile.TemporaryDirectory(prefix="camvec-bench-") as folder:
+        if source == "scene":
+            logs = {name: Path(folder) / f"{name}.jsonl" for name in names}
+            urls = {name: scene_url(index, fps, logs[name]) for index, name in enumerate(names)}
+        else:
+            logs, urls = {}, dict.fromkeys(names, source)
+        run_pipeline_bench(urls, seconds=seconds, budget_ms=budget_ms, logs=logs, as_json=as_json)
