@@ -15,7 +15,7 @@ from streaming.sources.base import Picture, SourceConfig, StreamInfo
 from streaming.sources.decoding import Decoder
 from streaming.sources.ffmpeg_log import LogLine, captured_log
 from streaming.sources.options import Request, request_for
-from streaming.sources.reasons import source_error
+from streaming.sources.reasons import AV_ERRORS, source_error
 from streaming.sources.timestamps import CaptureClock, Pacer, TimestampRepair
 
 ATTACHED_PICTURE: Final = 0x400  # AV_DISPOSITION_ATTACHED_PIC
@@ -129,10 +129,11 @@ class AvSource:
                 return av.open(
                     request.target, format=request.format, options=options, timeout=timeout, metadata_errors="replace"
                 )
-            except Exception as exc:
-                raise self._translated(exc, lines, waited_s=time.monotonic() - started_s) from exc
+            except AV_ERRORS as exc:
+                # from None: av's error holds the URL with its password, and a traceback would print it
+                raise self._translated(exc, lines, waited_s=time.monotonic() - started_s) from None
 
-    def _translated(self, exc: Exception, lines: list[LogLine], waited_s: float | None = None) -> SourceError:
+    def _translated(self, exc: BaseException, lines: list[LogLine], waited_s: float | None = None) -> SourceError:
         """`waited_s`: how long the opening took that failed; None while reading."""
         kind = self._request.kind if self._request is not None else "file"
         # A server that accepts and then says nothing ends as "invalid data" once the time is up.

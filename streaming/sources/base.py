@@ -13,7 +13,7 @@ from streaming.frames import CaptureTime
 class SourceConfig:
     """Where pictures come from and how long to wait for them. Credentials live in the URL, percent-encoded."""
 
-    url: str
+    url: str = field(repr=False)
     """rtsp, rtsps, http, https, a file, /dev/videoN or webcam:N, lavfi:GRAPH, scene:NAME."""
     transport: Literal["tcp", "udp"] = "tcp"
     """How RTP travels; only read for rtsp."""

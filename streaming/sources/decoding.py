@@ -11,6 +11,7 @@ from streaming.sources.arrivals import Arrival, Arrivals
 from streaming.sources.base import Picture
 from streaming.sources.damage import DamageGate, broken_picture, lost_packets
 from streaming.sources.ffmpeg_log import LogLine, captured_log
+from streaming.sources.reasons import AV_ERRORS
 from streaming.sources.timestamps import CaptureClock, Pacer, TimestampRepair
 
 ONE_PICTURE_PER_PACKET: Final = {"h264", "hevc"}
@@ -25,7 +26,7 @@ class Decoder:
     repair: TimestampRepair
     capture: CaptureClock
     pacer: Pacer | None
-    translate: Callable[[Exception, list[LogLine]], SourceError]
+    translate: Callable[[BaseException, list[LogLine]], SourceError]
     alive: Callable[[int], None]
     """Called with the arrival of each packet, CLOCK_MONOTONIC in ns."""
     size: tuple[int, int] | None = None
@@ -59,8 +60,8 @@ class _Run:
             with captured_log() as lines:
                 try:
                     packet = next(demuxer, None)
-                except Exception as exc:
-                    raise self.decoder.translate(exc, lines) from exc
+                except AV_ERRORS as exc:
+                    raise self.decoder.translate(exc, lines) from None  # it holds the URL with its password
             if packet is None:
                 return
             if packet.size:
@@ -85,7 +86,7 @@ class _Run:
         with captured_log() as lines:
             try:
                 images = packet.decode()
-            except Exception:  # noqa: BLE001 - whatever av raises here, the access unit is lost and the stream goes on
+            except AV_ERRORS:  # this access unit is lost, the stream goes on
                 images = None
         now_ns = self.decoder.clock.monotonic_ns()
         if images is None or broken_picture(lines):

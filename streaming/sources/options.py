@@ -27,10 +27,10 @@ EXPECTED: Final = (
 )
 
 
-def ends_for_good(url: str) -> bool:
-    """Whether an error of this URL is final: a file or a pattern does not come back, a camera does."""
+def comes_back(url: str) -> bool:
+    """Whether it is worth trying again: a camera comes back, a file or a pattern does not."""
     network = url.partition("://")[0].lower() in ("rtsp", "rtsps", "http", "https")
-    return not (network or _is_device(url) or url.startswith("scene:"))
+    return network or _is_device(url) or url.startswith("scene:")
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def _tls_options(config: SourceConfig) -> dict[str, str]:
     """FFmpeg verifies nothing unless told to (and then the name too)."""
     if not config.tls_verify:
         return {"tls_verify": "0"}
+    if config.tls_ca and not Path(config.tls_ca).is_file():
+        raise SourceError("tls", f"tls_ca: no such file: {config.tls_ca}; expected the PEM file of an authority")
     bundle = config.tls_ca or system_ca_bundle()
     return {"tls_verify": "1"} | ({"ca_file": bundle} if bundle else {})
 

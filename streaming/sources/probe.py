@@ -84,6 +84,8 @@ def _watch(config: SourceConfig, seconds: float, clock: Clock, report: ProbeRepo
                 break
     except SourceError as error:
         report.reason, report.detail = error.reason, str(error)
+    except Exception as exc:  # noqa: BLE001 - a fault of ours is part of the report
+        report.reason, report.detail = "internal", redact(f"{type(exc).__name__}: {exc}")
     finally:
         source.close()
     report.repaired_pts = source.repaired_pts

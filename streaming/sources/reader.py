@@ -20,7 +20,7 @@ from streaming.sources import open_source
 from streaming.sources.account import FrameAccount, Taken
 from streaming.sources.base import Source, SourceConfig, StreamInfo
 from streaming.sources.connection import Connection
-from streaming.sources.options import ends_for_good
+from streaming.sources.options import comes_back
 from streaming.sources.watchdog import Watchdog
 
 __all__ = ["CameraReader", "Taken"]
@@ -73,6 +73,7 @@ class CameraReader:
         self._connection: Connection | None = None
         self._threads: list[threading.Thread] = []
         self._opens, self._repaired = 0, 0
+        self._info: StreamInfo | None = None
         self._record = StateRecord(camera, "connecting", None, "", clock.unix_us())
 
     async def run(self) -> None:
@@ -82,7 +83,7 @@ class CameraReader:
         """
         try:
             while (error := await self._connect()) is not None:
-                if ends_for_good(self.config.url) and error.reason != "internal":
+                if self._is_final(error):
                     self._set_state("ended", error.reason, str(error))
                     return
                 await self._wait_after(error)
@@ -140,9 +141,16 @@ class CameraReader:
             error = await connection.run()
         finally:
             self._connection = None
+            self._info = connection.info
             self._repaired += connection.repaired_pts
         self._watchdog.closed(silent=error is not None and error.reason in ("timeout", "stalled"))
         return error
+
+    def _is_final(self, error: SourceError) -> bool:
+        """Files, patterns and wrong scene names: trying again would bring the same."""
+        opened_file = self._info is not None and not self._info.live
+        no_scene = error.reason == "not_found" and self.config.url.startswith("scene:")
+        return opened_file or no_scene or not comes_back(self.config.url)
 
     async def _wait_after(self, error: SourceError) -> None:
         """Back-off; after a refused password a long cool-down, so that the camera does not lock the account."""

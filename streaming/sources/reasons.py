@@ -19,6 +19,10 @@ def _named(*names: str) -> Errors:
     return tuple(getattr(av.error, name) for name in names if hasattr(av.error, name))
 
 
+AV_ERRORS: Final[Errors] = (av.error.FFmpegError, OSError, ValueError)
+"""What PyAV raises for reasons that are not ours."""
+
+
 class Rule(NamedTuple):
     """The first rule of which all that is given applies decides."""
 
@@ -77,7 +81,7 @@ FAILED: Final = (
 
 
 def source_error(
-    exc: Exception,
+    exc: BaseException,
     lines: Sequence[LogLine],
     url: str,
     *,
@@ -99,7 +103,7 @@ def source_error(
     return SourceError(rule.reason, f"{redact(url)}: {rule.advice} ({detail})")
 
 
-def _applies(rule: Rule, exc: Exception, said: str, facts: dict[str, bool]) -> bool:
+def _applies(rule: Rule, exc: BaseException, said: str, facts: dict[str, bool]) -> bool:
     return (
         isinstance(exc, rule.errors)
         and rule.said in said

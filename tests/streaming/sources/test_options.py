@@ -4,7 +4,7 @@ import pytest
 
 from streaming.errors import SourceError
 from streaming.sources import SourceConfig
-from streaming.sources.options import SMALL_PROBE, ends_for_good, request_for
+from streaming.sources.options import SMALL_PROBE, comes_back, request_for
 
 
 def options(url: str, **settings: object) -> dict[str, str]:
@@ -30,7 +30,11 @@ def test_tls_is_verified_by_default(url: str, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
     assert options(url)["tls_verify"] == "1"
     assert options(url)["ca_file"] == str(bundle)
-    assert options(url, tls_ca="/etc/my.pem")["ca_file"] == "/etc/my.pem"
+    own = tmp_path / "own.pem"
+    own.touch()
+    assert options(url, tls_ca=str(own))["ca_file"] == str(own)
+    with pytest.raises(SourceError, match="no such file"):
+        options(url, tls_ca="/no/such.pem")
     assert options(url, tls_verify=False)["tls_verify"] == "0"
     assert "tls_verify" not in options(url.replace("s://", "://"))
 
@@ -71,5 +75,5 @@ def test_bad_url_gets_one_sentence(url: str, reason: str, says: str) -> None:
 
 
 def test_cameras_come_back_and_files_do_not() -> None:
-    assert not any(map(ends_for_good, ["rtsp://c/x", "https://c/x", "webcam:0", "/dev/video0", "0", "scene:street"]))
-    assert all(map(ends_for_good, ["/clip.mp4", "file:///clip.mp4", "lavfi:testsrc2", "rtps://c/x"]))
+    assert all(map(comes_back, ["rtsp://c/x", "https://c/x", "webcam:0", "/dev/video0", "0", "scene:street"]))
+    assert not any(map(comes_back, ["/clip.mp4", "file:///clip.mp4", "lavfi:testsrc2", "rtps://c/x"]))

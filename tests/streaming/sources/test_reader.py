@@ -327,9 +327,20 @@ async def test_reader_file_ends_and_nothing_of_it_is_lost() -> None:  # R24
         assert watched.reader.tail() == (199, Since())
 
 
-async def test_reader_file_that_is_not_there_ends_with_its_reason() -> None:  # R25
-    async with running(
-        Cameras([lambda: FakeCamera(open_error=SourceError("not_found", "no such file"))]), SourceConfig("/no")
-    ) as watched:
+@pytest.mark.parametrize("url", ["/no/such.mp4", "scene:nowhere"])
+async def test_reader_what_can_never_be_ends_with_its_reason(url: str) -> None:  # R25
+    cameras = Cameras([lambda: FakeCamera(open_error=SourceError("not_found", "no such thing"))])
+    async with running(cameras, SourceConfig(url)) as watched:
         await asyncio.wait_for(watched.task, 10)
         assert (watched.states[-1].state, watched.states[-1].reason) == ("ended", "not_found")
+        assert len(cameras.opened) == 1
+
+
+async def test_reader_movie_that_breaks_off_does_not_start_again() -> None:
+    cameras = Cameras([lambda: FakeCamera(live=False, end=SourceError("ended", "broke off"))])
+    async with running(cameras, SourceConfig("http://shelf/movie.mp4")) as watched:
+        for frame_seq in range(3):
+            assert (await asyncio.wait_for(watched.reader.slot.get(), 10)).frame_seq == frame_seq
+        await asyncio.wait_for(watched.task, 10)
+        assert (watched.states[-1].state, watched.states[-1].reason) == ("ended", "ended")
+        assert len(cameras.opened) == 1
