@@ -7,7 +7,7 @@ measures the error of the held frames without bias), the threshold by a controll
 `target_fvu * variance of the camera's vectors` evenly over time. At the start the model's own figures stand in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import numpy as np
@@ -49,6 +49,8 @@ class Decision:
     reason: Reason
     change: Change
     predicted_error: float
+    reduced: Reduced | None = field(default=None, repr=False, compare=False)
+    """The frame as the gate compares it."""
 
     @property
     def encode(self) -> bool:
@@ -82,7 +84,7 @@ class FrameGate:
         small = reduce_frame(frame)
         floor = self._floor.update(small)
         if self._reference is None or self._reference.shape != small.shape:
-            return Decision("cold", _NOTHING, 1.0)
+            return Decision("cold", _NOTHING, 1.0, small)
         change = measure(small, self._reference, floor)
         budget = self.config.target_fvu * self._spread.variance
         wanted = self._budget.wants(change.score, budget)
@@ -91,11 +93,11 @@ class FrameGate:
             reason = "audit"
         if reason == "held" and self._features is not None:
             self._spread.update(self._features)
-        return Decision(reason, change, self._budget.predict(change.score))
+        return Decision(reason, change, self._budget.predict(change.score), small)
 
     def begin(self, frame: NDArray[np.uint8], at_ns: int, decision: Decision) -> None:
         """The encoding of `frame` starts: from here on frames are compared with it."""
-        self._reference = reduce_frame(frame)
+        self._reference = decision.reduced
         # Reduced pictures can be equal where pixels differ, so a target of 0 keeps the pixels as well.
         self._reference_pixels = frame.copy() if self.config.target_fvu == 0 else None
         self._reference_at_ns = at_ns
