@@ -67,7 +67,8 @@ class FrameAccount:
 
     def fps(self) -> float:
         """Frames a second over the last 50; sinks when nothing comes."""
-        arrivals_ns = list(self._arrivals_ns)
+        with self._lock:
+            arrivals_ns = list(self._arrivals_ns)
         if len(arrivals_ns) < 2:
             return 0.0
         intervals, first_ns, last_ns = len(arrivals_ns) - 1, arrivals_ns[0], arrivals_ns[-1]

@@ -41,6 +41,7 @@ class Connection:
         self._clock, self._listener = clock, listener
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[SourceError | None] = self._loop.create_future()
+        self._closed: asyncio.Future[SourceError | None] = self._loop.create_future()
         self._abandoned = threading.Event()
         self._info: StreamInfo | None = None
         self._announce, self._streamed = True, False
@@ -66,27 +67,37 @@ class Connection:
         finally:
             self._abandoned.set()
             self._account.wake()
-            await asyncio.wait({self._ended}, timeout=GRACE_S)
+            await asyncio.wait({self._closed}, timeout=GRACE_S)
 
     # ---- the thread
 
     def _read(self) -> None:
         error: SourceError | None = None
         try:
-            self._info = self._source.open()
-            self._watchdog.opened(self._clock.monotonic_ns())
-            for picture in self._source.pictures():
-                if not self._deliver(picture, self._info):
-                    break
+            info = self._source.open()
+            if not self._abandoned.is_set():
+                self._read_pictures(info)
         except SourceError as exc:
             error = exc
         except Exception as exc:  # noqa: BLE001 - a fault of ours must not take the camera down for good
             error = SourceError("internal", redact(f"{type(exc).__name__}: {exc}"))
-        self._post(self._end, error)
+        self._post(_settle, self._ended, error)
         with contextlib.suppress(Exception):
             self._source.close()
+        self._post(_settle, self._closed, None)
 
-    def _deliver(self, picture: Picture, info: StreamInfo) -> bool:
+    def _read_pictures(self, info: StreamInfo) -> None:
+        self._watchdog.opened(self._clock.monotonic_ns())  # before the watch can see that it is open
+        self._info = info
+        for picture in self._source.pictures():
+            if not self._deliver(picture):
+                break
+
+    def _deliver(self, picture: Picture) -> bool:
+        """False once abandoned: then nothing of this thread counts any more, neither here nor in the account."""
+        info = self._info
+        if self._abandoned.is_set() or info is None:
+            return False
         if picture.image is not None and picture.reset:
             info = self._info = replace(info, width=picture.image.width, height=picture.image.height)
         if not picture.damaged:
@@ -101,10 +112,6 @@ class Connection:
             self._loop.call_soon_threadsafe(call, *args)
 
     # ---- the event loop
-
-    def _end(self, error: SourceError | None) -> None:
-        if not self._ended.done():
-            self._ended.set_result(error)
 
     def _streaming(self, info: StreamInfo) -> None:
         if not self._abandoned.is_set():
@@ -142,3 +149,8 @@ class Connection:
         if silent_s > self._watchdog.notice_s:
             self._announce = True
             self._listener.stalled(silent_s)
+
+
+def _settle(future: "asyncio.Future[SourceError | None]", result: SourceError | None) -> None:
+    if not future.done():
+        future.set_result(result)

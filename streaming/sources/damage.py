@@ -18,8 +18,8 @@ BROKEN: Final = re.compile(
 """What decoders say of a damaged picture. A list of the harmful, not of the harmless: many cameras earn a complaint
 for every picture that they send, about things that do not show."""
 
-PATIENCE_NS: Final = 30_000_000_000
-"""A stream without further keyframes (intra refresh) is trusted again after this long without new damage."""
+PATIENCE_NS: Final = 20_000_000_000
+"""A stream without (further) keyframes, as with intra refresh, is trusted after this long without new damage."""
 
 
 def lost_packets(lines: Iterable[LogLine]) -> bool:
@@ -41,7 +41,7 @@ class DamageGate:
 
     joined: bool = False
     _clean_from: int = 0
-    _damaged_ns: int = 0
+    _distrusted_ns: int | None = None
 
     def lost(self, packet: int, now_ns: int) -> None:
         """Data is missing, as the demuxer noticed while `packet` was read.
@@ -58,11 +58,13 @@ class DamageGate:
         """Whether the picture of `packet` can be trusted. Asked in presentation order."""
         if self.joined and self._clean_from == 0:
             return True
-        clean_keyframe = keyframe and packet >= self._clean_from
-        if clean_keyframe or (self.joined and now_ns - self._damaged_ns > PATIENCE_NS):
+        if self._distrusted_ns is None:
+            self._distrusted_ns = now_ns
+        waited_out = now_ns - self._distrusted_ns > PATIENCE_NS
+        if waited_out or (keyframe and packet >= self._clean_from):
             self.joined, self._clean_from = True, 0
         return self.joined and self._clean_from == 0
 
     def _close(self, clean_from: int, now_ns: int) -> None:
         self._clean_from = max(self._clean_from, clean_from)
-        self._damaged_ns = now_ns
+        self._distrusted_ns = now_ns

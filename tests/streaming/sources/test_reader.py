@@ -344,3 +344,25 @@ async def test_reader_movie_that_breaks_off_does_not_start_again() -> None:
         await asyncio.wait_for(watched.task, 10)
         assert (watched.states[-1].state, watched.states[-1].reason) == ("ended", "ended")
         assert len(cameras.opened) == 1
+
+
+async def test_reader_open_that_returns_too_late_changes_nothing() -> None:  # R1
+    late, closed = threading.Event(), threading.Event()
+
+    class LateOpen(FakeCamera):
+        def open(self) -> StreamInfo:
+            late.wait(30)
+            return super().open()
+
+        def close(self) -> None:
+            closed.set()
+
+    try:
+        async with running(Cameras([LateOpen, lambda: FakeCamera(frames=10_000)])) as watched:
+            await watched.until_state("streaming")
+            late.set()
+            assert await asyncio.to_thread(closed.wait, 10)
+            await watched.reader.slot.get()
+            assert [state.state for state in watched.states] == ["connecting", "backoff", "connecting", "streaming"]
+    finally:
+        late.set()
