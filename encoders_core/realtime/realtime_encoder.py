@@ -1,14 +1,14 @@
 """Streams of frames to vectors, under a latency budget, for many cameras with one model.
 
 Three ways in. `encode_stream` takes frames and returns their vectors, all of them, for notebooks and files. `stream` is
-the same for an async source, newest first. A worker process drives `offer`, `next_job` and `Job.step` from its own loop.
+the same for an async source, newest first. A worker process drives `offer`, `next_job` and `RealtimeJob.step` from its own loop.
 One thread calls everything, but for `RealtimeJob.step`, which may run in another.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from encoders_core.config import QUALITY_TARGETS, GateConfig, Priority, QualityLevel, TemporalConfig
 from encoders_core.errors import EncoderError, InputError, OptionError
 from encoders_core.models.temporal import TemporalHead
-from encoders_core.realtime.frame_encoder import FrameEncoder
+from encoders_core.realtime.frame_encoder import EncoderDescriptor, FrameEncoder, fingerprint
 from encoders_core.realtime.frame_gate import Decision
 from encoders_core.realtime.intake import Frames, as_frame, as_frames
 from encoders_core.realtime.results import StreamFeature, StreamFeatures, StreamQuality, stack
@@ -57,19 +57,34 @@ class RealtimeJob:
         self._owner, self._job = encoder, job
         arrival = job.frame
         self.camera, self.tag = job.camera, arrival.tag
-        self._plan = arrival.session.begin(arrival.pixels, arrival.at_ns, arrival.decision)
-        self._steps = encoder.frame_encoder.encode([self._plan])
         self._features: NDArray[np.float32] | None = None
         self._error: Exception | None = None
         self._spent_ns = 0
+        try:
+            self._plan = arrival.session.begin(arrival.pixels, arrival.at_ns, arrival.decision)
+            self._steps = encoder.frame_encoder.encode([self._plan])
+        except Exception as error:  # noqa: BLE001  as in `step`
+            self._error = error
 
     @property
     def cold(self) -> bool:
         """Whether it runs however late it is; between its steps warm jobs of other cameras should be let through."""
         return self._job.cold
 
+    @property
+    def started_ns(self) -> int:
+        """When the scheduler let it start, in the encoder's clock."""
+        return self._job.started_ns
+
+    @property
+    def deadline_ns(self) -> int:
+        """When its budget ends."""
+        return self._job.deadline_ns
+
     def step(self) -> bool:
         """One block of the model. True when nothing is left to do. Never raises; an error comes out of `result`."""
+        if self._error is not None:
+            return True
         started_ns = self._owner.clock()
         try:
             next(self._steps)
@@ -81,9 +96,9 @@ class RealtimeJob:
         return self._features is not None or self._error is not None
 
     def result(self) -> StreamFeature:
-        """The vector. Raises EncoderError when the model failed; the frame is booked, the camera starts anew."""
+        """The vector. Raises EncoderError when the model failed; the frame is then booked as `abandon` does."""
         if self._error is not None:
-            self._owner.abandon(self._job)
+            self.abandon()
             raise EncoderError(f"camera {self.camera!r}: encoding failed: {self._error}") from self._error
         if self._features is None:
             raise AssertionError("result() before step() returned True")
@@ -102,6 +117,11 @@ class RealtimeJob:
             budget_met=now_ns <= self._job.deadline_ns,
         )
         return _feature(self.camera, output, quality, now_ns - self._job.arrived_ns, self.tag)
+
+    def abandon(self) -> None:
+        """Give the job up: its frame counts as failed, and its camera, whose memory may be half written, starts anew."""
+        self._owner.scheduler.finish(self._job, self._owner.clock(), failed=True)
+        self._owner.forget(self.camera, self._job.frame.session)
 
 
 class RealtimeVideoEncoder:
@@ -127,6 +147,21 @@ class RealtimeVideoEncoder:
         self._stepper = TemporalStepper(TemporalHead(frame_encoder.descriptor.dim, temporal)) if temporal else None
         self._sessions: dict[str, Session] = {}
         self._rung = frame_encoder.descriptor.input.size_hw[0]
+
+    @property
+    def temporal_descriptor(self) -> EncoderDescriptor | None:
+        """Which model the temporal vectors come from, a second one beside that of the frames; None without a head."""
+        if self._stepper is None:
+            return None
+        head, frames = self._stepper.head, self.frame_encoder.descriptor
+        pooling = f"causal over {head.config.window} frames, held frames {head.config.skipped}"
+        mark = fingerprint(
+            head.state_dict(), frames.input, pooling=pooling, head=frames.fingerprint, variant=repr(head.config)
+        )
+        name = f"{frames.name}, temporal head without training"
+        return replace(
+            frames, model_id=f"{frames.model_id}-temporal", name=name, fingerprint=mark, trained=False, pooling=pooling
+        )
 
     # Cameras
 
@@ -200,7 +235,7 @@ class RealtimeVideoEncoder:
                     yield self._held(held)
                 job, _ = self.next_job(camera=camera)
                 if job:
-                    await asyncio.to_thread(_run, job)
+                    await _run_in_thread(job)
                     inbox.changed.set()
                     yield job.result()
             await reader
@@ -282,11 +317,10 @@ class RealtimeVideoEncoder:
             for camera, session in self._sessions.items()
         }
 
-    def abandon(self, job: Job[Arrival]) -> None:
-        """Book `job` as failed. What its camera remembers may be damaged, so it starts anew."""
-        self.scheduler.finish(job, self.clock(), failed=True)
-        if self._sessions.get(job.camera) is job.frame.session:
-            self.reset(job.camera)
+    def forget(self, camera: str, session: Session) -> None:
+        """Start `camera` anew if `session` is still its memory."""
+        if self._sessions.get(camera) is session:
+            self.reset(camera)
 
     def _new_session(self) -> Session:
         return Session(self.frame_encoder, self._gate, self._stepper)
@@ -351,6 +385,14 @@ class _Inbox:
 def _run(job: RealtimeJob) -> None:
     while not job.step():
         pass
+
+
+async def _run_in_thread(job: RealtimeJob) -> None:
+    try:
+        await asyncio.to_thread(_run, job)
+    except asyncio.CancelledError:
+        job.abandon()
+        raise
 
 
 def _gate_config(gate: GateConfig | QualityLevel | None) -> GateConfig | None:

@@ -35,7 +35,7 @@ class Session:
         self._stepper = temporal
         self._temporal: TemporalState | None = temporal.new_state() if temporal else None
         self._repeats = 0
-        self._encoding = self._encoded = False
+        self._begun = self._encoding = False
         self.output: Output | None = None
         self.at_ns = 0
         """Stream time of the last frame."""
@@ -58,14 +58,14 @@ class Session:
         """Encode or hold this frame."""
         self.at_ns = at_ns
         if self._gate is None:
-            return Decision("change" if self._encoded else "cold", _EVERY_FRAME, 1.0)
+            return Decision("change" if self._begun else "cold", _EVERY_FRAME, 1.0)
         return self._gate.decide(frame, at_ns)
 
     def begin(self, frame: NDArray[np.uint8], at_ns: int, decision: Decision) -> Plan:
         """The encoding of `frame` starts: what it will do."""
         if self._gate:
             self._gate.begin(frame, at_ns, decision)
-        self._encoding = True
+        self._begun = self._encoding = True
         plan = self._encoder.plan(self._state, frame, decision.change)
         self.tokens_total = plan.rows_total
         return plan
@@ -74,7 +74,7 @@ class Session:
         """(D,) float32 of the frame of the last `begin`: takes a step of the temporal head, and learns."""
         if self._gate:
             self._gate.learn(features)
-        self._encoding, self._encoded = False, True
+        self._encoding = False
         self.output = Output(features, self._step(features))
         repeats, self._repeats = self._repeats, 0
         for _ in range(repeats):

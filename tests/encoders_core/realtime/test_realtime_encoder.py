@@ -290,6 +290,45 @@ def test_a_model_that_raises_costs_one_frame_and_the_camera_starts_anew() -> Non
     assert run(job).quality.cold
 
 
+def test_a_model_that_cannot_even_plan_costs_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, _ = worker("a")
+    encoder.offer("a", scene(1), 0)
+    with monkeypatch.context() as broken:
+        broken.setattr(FakeEncoder, "plan", lambda *_: 1 / 0)
+        job, _ = encoder.next_job()
+    assert job is not None
+    with pytest.raises(EncoderError, match="encoding failed: division by zero"):
+        run(job)
+    encoder.offer("a", scene(1), 1)
+    job, _ = encoder.next_job()
+    assert job is not None
+    assert run(job).quality.cold
+
+
+def test_without_a_gate_only_the_first_frame_is_cold() -> None:
+    encoder, _ = worker("a", gate=None)
+    encoder.offer("a", scene(1), 0)
+    first, _ = encoder.next_job()
+    assert first is not None
+    encoder.offer("a", scene(1), 1)
+    run(first)
+    second, _ = encoder.next_job()
+    assert second is not None
+    assert (first.cold, second.cold) == (True, False)
+
+
+def test_temporal_output_is_a_model_of_its_own() -> None:
+    assert RealtimeVideoEncoder(FakeEncoder()).temporal_descriptor is None
+    one, two = (
+        RealtimeVideoEncoder(FakeEncoder(), temporal=TemporalConfig(window=window)).temporal_descriptor
+        for window in (4, 5)
+    )
+    assert one is not None
+    assert two is not None
+    assert (one.model_id, one.trained) == ("fake-temporal", False)
+    assert len({one.fingerprint, two.fingerprint, FakeEncoder.descriptor.fingerprint}) == 3
+
+
 def test_reset_during_a_job_keeps_its_result_and_forgets_its_state() -> None:
     encoder, _ = worker("a")
     encoder.offer("a", scene(1), 0)
@@ -364,6 +403,25 @@ async def test_stream_raises_what_the_source_raises_and_leaves_no_task() -> None
         async for _ in RealtimeVideoEncoder(FakeEncoder()).stream(camera()):
             pass
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_stream_cancelled_in_the_middle_can_be_taken_up_again() -> None:
+    import time
+
+    encoder = RealtimeVideoEncoder(FakeEncoder(lambda: time.sleep(0.05)))
+
+    async def camera() -> AsyncIterator[NDArray[np.uint8]]:
+        yield scene(1)
+
+    async def consume() -> list[StreamFeature]:
+        return [feature async for feature in encoder.stream(camera())]
+
+    task = asyncio.create_task(consume())
+    await asyncio.sleep(0.03)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert encoder.statistics()["default"].counts.dropped == {"failed": 1}
+    assert [feature.quality.cold for feature in await consume()] == [True]
 
 
 def test_trained_encoder_from_pictures_to_vectors() -> None:
