@@ -18,7 +18,7 @@ from typing import Final, Literal, Self
 import zmq
 from zmq.utils import z85
 
-from streaming.errors import ConfigError
+from streaming.errors import ConfigError, TransportError
 
 ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 ZAP_VERSION: Final = b"1.0"
@@ -73,7 +73,8 @@ def make_keys(folder: Path, name: str) -> tuple[Path, Path]:
     public_path, secret_path = folder / f"{name}.public", folder / f"{name}.secret"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        if folder.stat().st_mode & 0o077:
+            raise PermissionError(1, "others can enter this folder; `chmod 700` it, or name a new one", str(folder))
         for path in (public_path, secret_path):
             if path.exists():
                 raise FileExistsError(17, "it exists already; remove it if its key is no longer used", str(path))
@@ -165,7 +166,8 @@ class Gatekeeper:
         self._bound.wait()
         if self._failure is not None:
             self._stop.close()
-            raise self._failure
+            why = "another CURVE end has this context"
+            raise TransportError(f"cannot check keys: {why} ({self._failure.strerror})") from self._failure
         return self
 
     def __exit__(

@@ -94,8 +94,9 @@ class CaptureLink:
         try:
             if self._heartbeat is not None:
                 self._heartbeat.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await self._heartbeat
+                await asyncio.wait([self._heartbeat])
+                if not self._heartbeat.cancelled():
+                    self._heartbeat.result()  # it ends by cancellation alone: this raises what went wrong
             self._send([encode(Bye(self.worker))])
         finally:
             if self._reader is not None:
@@ -133,6 +134,7 @@ class CaptureLink:
         """Stop sending for a camera; call it after its Tail."""
         self._credits.remove(camera)
         self._changed.pop(camera, asyncio.Event()).set()
+        self._progress.set()
         self._say_hello()
 
     def _add(self, camera: str, *, lossless: bool) -> None:
@@ -253,12 +255,12 @@ class CaptureLink:
         is_new = welcome.epoch != self.epoch
         self._hear(welcome)
         self._welcome = welcome
+        self._welcomed.set()
         if is_new:
             self._credits.void()
             self._wake_all()
             if self._on_welcome is not None:
                 self._on_welcome(welcome)
-        self._welcomed.set()
 
     def _on_ack(self, ack: Ack) -> None:
         self._hear(ack)

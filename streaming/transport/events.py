@@ -38,6 +38,9 @@ class CamerasChanged:
     removed: tuple[str, ...]
 
 
+WhyVanished = Literal["bye", "silent", "replaced"]
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerVanished:
     """A capture worker is gone: it said so, was silent for 3 s, or another incarnation took its place."""
@@ -45,7 +48,7 @@ class WorkerVanished:
     worker: str
     incarnation: int
     cameras: tuple[str, ...]
-    why: Literal["bye", "silent", "replaced"]
+    why: WhyVanished
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Final
 
 from streaming.errors import WireError
 from streaming.transport.credits import MAX_IN_FLIGHT
-from streaming.transport.events import CamerasChanged, WorkerStarted, WorkerVanished
+from streaming.transport.events import CamerasChanged, WhyVanished, WorkerStarted, WorkerVanished
 from streaming.wire import NO_FRAME, FrameHeader, Hello
 
 SILENCE_NS: Final = 3_000_000_000
@@ -72,9 +72,9 @@ class Peer:
         """The cameras that it sends."""
         return tuple(self.intakes)
 
-    def vanished(self, why: str) -> WorkerVanished:
+    def vanished(self, why: WhyVanished) -> WorkerVanished:
         """The event of its going."""
-        return WorkerVanished(self.hello.worker, self.hello.incarnation, self.cameras, why)  # type: ignore[arg-type]
+        return WorkerVanished(self.hello.worker, self.hello.incarnation, self.cameras, why)
 
 
 class Peers:

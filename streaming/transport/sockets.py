@@ -245,7 +245,11 @@ class LoopReader:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._on_message(parts)
+            try:
+                self._on_message(parts)
+            except Exception:
+                self._loop.call_soon(self._drain)  # the loop reports it; the messages behind it are not stuck
+                raise
         self._loop.call_soon(self._drain)
 
     def close(self) -> None:

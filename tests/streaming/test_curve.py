@@ -137,6 +137,18 @@ async def test_many_handshakes_at_once_do_not_hold_up_the_poll(keyring: Keyring)
             stranger.close()
 
 
+def test_second_curve_server_in_one_context_is_refused(keyring: Keyring) -> None:
+    with zmq.Context() as context:
+        first = EncoderInbox("tcp://127.0.0.1:*", SMALL, "m", keys=keyring.server, context=context)
+        second = EncoderInbox("tcp://127.0.0.1:*", SMALL, "m", keys=keyring.server, context=context)
+        with (
+            first,
+            pytest.raises(TransportError, match="cannot check keys: another CURVE end has this context"),
+            second,
+        ):
+            pass
+
+
 def test_keys_are_refused_where_they_mean_nothing(keyring: Keyring, tmp_path: Path) -> None:
     with pytest.raises(TransportError, match="expected server keys for ipc"):
         EncoderInbox(f"ipc://{tmp_path}/s", SMALL, "m", keys=keyring.client)  # type: ignore[arg-type]
@@ -168,6 +180,11 @@ def test_make_keys_writes_private_files_and_never_overwrites(tmp_path: Path) -> 
     assert secret.read_bytes() == before
     with pytest.raises(ConfigError, match="expected a key name"):
         make_keys(folder, "../x")
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    with pytest.raises(ConfigError, match=r"shared: cannot write the key: others can enter this folder; `chmod 700`"):
+        make_keys(shared, "a")
+    assert list(shared.iterdir()) == []
 
 
 def test_key_files_that_cannot_be_used_are_named_in_one_sentence(tmp_path: Path) -> None:
@@ -185,6 +202,10 @@ def test_key_files_that_cannot_be_used_are_named_in_one_sentence(tmp_path: Path)
         public.write_bytes(content)
         with pytest.raises(ConfigError, match="make keys with `camvec keys`"):
             load_public(public)
+
+
+def test_folder_of_clients_may_vanish(tmp_path: Path) -> None:
+    assert load_clients(tmp_path / "gone") == {}
 
 
 def test_folder_of_clients_skips_what_is_broken(tmp_path: Path) -> None:

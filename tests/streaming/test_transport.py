@@ -238,6 +238,42 @@ async def test_cameras_come_and_go_on_a_living_link(endpoint: str) -> None:
     assert encoder.inbox.bad_messages == 0
 
 
+async def test_camera_that_turns_out_to_be_a_file_may_have_one_frame_in_flight(endpoint: str) -> None:
+    with EncoderThread(endpoint, lambda *_: None):
+        async with CaptureLink(endpoint, "capture-0", ["clip"]) as link:
+            await link.ready()
+            link.add_camera("clip", lossless=True)
+            await send(link, "clip", range(1))
+            assert link.blocked("clip") == "superseded"
+
+
+async def test_link_reads_on_when_its_user_fails_on_a_welcome(endpoint: str) -> None:
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["exception"]))
+
+    def fail(_: wire.Welcome) -> None:
+        raise RuntimeError("the user's own fault")
+
+    with EncoderThread(endpoint):
+        async with CaptureLink(endpoint, "capture-0", ["front"], on_welcome=fail) as link:
+            await link.ready()
+            await send(link, "front", range(5))
+            await asyncio.wait_for(link.settled(), PATIENCE_S)
+    assert [type(error) for error in reported] == [RuntimeError]
+
+
+async def test_message_beyond_any_limit_ends_its_connection_alone(endpoint: str, context: zmq.SyncContext) -> None:
+    with EncoderThread(endpoint) as encoder:
+        evil = raw_dealer(context, endpoint, b"evil")
+        async with CaptureLink(endpoint, "capture-0", ["front"]) as link:
+            await link.ready()
+            evil.send(b"x" * (wire.MAX_MESSAGE_BYTES + 1))  # libzmq hangs up before it reads it
+            await send(link, "front", range(20))
+            await asyncio.wait_for(link.settled(), PATIENCE_S)
+        evil.close()
+    assert encoder.inbox.bad_messages == 0
+
+
 async def test_frame_of_a_size_that_the_encoder_does_not_want_is_not_sent(endpoint: str) -> None:
     with EncoderThread(endpoint):
         async with CaptureLink(endpoint, "capture-0", ["front"]) as link:

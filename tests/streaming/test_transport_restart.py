@@ -91,7 +91,10 @@ async def run_with_killed_encoder(folder: Path, count: int) -> None:
     # Every frame was sent, so all that is missing is what the killed process can have held: frames and records.
     assert ledger.last == dict.fromkeys(CAMERAS, each)
     assert ledger.lost <= 2 * len(CAMERAS) + SEND_HWM
-    assert ledger.frames >= len(CAMERAS) * each - ledger.lost - 2 * len(CAMERAS)
+    assert ledger.dropped["stopped"] == len(CAMERAS)
+    assert ledger.dropped["worker_lost"] <= 2 * len(CAMERAS)  # sent to the dead one, received by the next
+    assert set(ledger.dropped) <= {"stopped", "worker_lost", "publisher_behind"}
+    assert ledger.frames + ledger.dropped.total() + ledger.lost == len(CAMERAS) * (each + 1)
 
 
 async def test_frames_flow_on_when_the_encoder_is_killed_in_the_middle(tmp_path: Path) -> None:
@@ -158,7 +161,8 @@ async def test_encoder_that_is_stopped_and_started_again_voids_the_credits(tmp_p
 
 async def test_publisher_that_is_started_again_gets_the_next_records(tmp_path: Path) -> None:
     encoders, records = f"ipc://{tmp_path}/encoder", f"ipc://{tmp_path}/records"
-    process = await asyncio.to_thread(encoder_process, encoders, records)
+    async with RecordReceiver(records):
+        process = await asyncio.to_thread(encoder_process, encoders, records)
     async with CaptureLink(encoders, "capture-0", ["front"]) as link:
         sent = 0
         for _ in range(3):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming.frames import CaptureTime, Frame, FrameSpec, Since
-from streaming.records import FeatureRecord, Quality, Stages
+from streaming.records import FeatureRecord, ModelDescriptor, Quality, Stages
 from streaming.transport import EncoderInbox, Event, FrameArrived, Readable, RecordSender
 from streaming.wire import Tail, ToPublisher
 
 Kind = TypeVar("Kind")
 SMALL = FrameSpec((16, 16))
+DESCRIPTOR = ModelDescriptor("model", "f", "test", 1, False, SMALL, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "none")
 PATIENCE_S = 20
 REPOSITORY = Path(__file__).parents[2]
 
@@ -51,7 +53,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.last: dict[str, int] = {}
-        self.frames = self.explained = self.lost = 0
+        self.frames = self.lost = 0
+        self.dropped: Counter[str] = Counter()
 
     def book(self, camera: str, seq: int, since: Since, *, is_frame: bool) -> None:
         """One message about frames up to and including `seq`."""
@@ -59,7 +62,7 @@ class Ledger:
         assert gap > 0 or (gap == 0 and not is_frame), f"{camera}: {seq} after {self.last[camera]}"
         self.last[camera] = seq
         self.frames += is_frame
-        self.explained += since.frames
+        self.dropped.update(since.dropped)
         self.lost += gap - is_frame - since.frames
         assert gap >= is_frame + since.frames, f"{camera}: {seq} explains more than there was"
 
@@ -184,6 +187,8 @@ def run_encoder(endpoint: str, records: str) -> None:
     refused = 0
     with EncoderInbox(endpoint, SMALL, "model") as inbox, RecordSender(records, f"encoder-{os.getpid()}") as sender:
         inbox.watch(sys.stdin.fileno())
+        while not sender.send(DESCRIPTOR):  # as an encoder does first of all
+            time.sleep(0.001)
         print("bound", flush=True)
         while True:
             events = inbox.poll(100)
