@@ -21,9 +21,7 @@ _log = get_logger("capture")
 class CameraCapture:
     """Reads and sends one camera. What is not sent is counted by cause and told with the next frame."""
 
-    def __init__(
-        self, camera: str, settings: CameraConfig, link: CaptureLink, row: Row, health: Health
-    ) -> None:
+    def __init__(self, camera: str, settings: CameraConfig, link: CaptureLink, row: Row, health: Health) -> None:
         self.camera = camera
         self.finished = False
         self._link = link

@@ -137,4 +137,3 @@ class CaptureWorker:
 def run_capture(assignment: Assignment, config: Config, commands: CommandReader, status: StatusWriter) -> None:
     """The capture role: blocks until it is told to stop."""
     asyncio.run(CaptureWorker(assignment, config, status).run(commands))
-

@@ -37,7 +37,7 @@ def run_worker(commands_fd: int, status_fd: int) -> int:
     configure_logs(config, worker=assignment.worker)
     try:
         _run_role(assignment, config, commands, status)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is: logged, told, and the process ends
         get_logger("worker").exception("worker failed", worker=assignment.worker)
         status.send(Status("failed", detail=type(error).__name__))
         return 1

@@ -39,7 +39,9 @@ def demo(
     seconds: Annotated[float, typer.Option(min=1.0, help="How long to run; 0 or Ctrl-C ends it earlier.")] = 30.0,
     cameras: Annotated[int, typer.Option(min=1, max=16, help="How many built-in camera scenes.")] = 2,
     fps: Annotated[float, typer.Option(min=0.5, max=60.0, help="Frames a second of each scene.")] = 10.0,
-    budget_ms: Annotated[float, typer.Option(min=1.0, help="Latency budget, arrival to MQTT, in milliseconds.")] = 100.0,
+    budget_ms: Annotated[
+        float, typer.Option(min=1.0, help="Latency budget, arrival to MQTT, in milliseconds.")
+    ] = 100.0,
     as_json: Json = False,
 ) -> None:
     """The whole pipeline with nothing to install or configure: scenes, decode, model, MQTT, a live table."""
@@ -53,7 +55,9 @@ def run(
     config: Annotated[str, typer.Argument(help="Configuration file, or just the URL of a camera.")],
     *,
     role: Annotated[list[str] | None, typer.Option(help="Only these: capture, encode, publish.")] = None,
-    single_process: Annotated[bool, typer.Option(help="Threads in place of processes: less memory, less isolation.")] = False,
+    single_process: Annotated[
+        bool, typer.Option(help="Threads in place of processes: less memory, less isolation.")
+    ] = False,
 ) -> None:
     """The daemon: runs until SIGTERM; SIGHUP reloads the cameras."""
     from workers.daemon import run_daemon
@@ -78,7 +82,9 @@ def probe(
 @app.command()
 def watch(
     *,
-    broker: Annotated[str, typer.Option(envvar="CAMVEC_BROKER", help="mqtt://user:password@host:1883")] = "mqtt://127.0.0.1:1883",
+    broker: Annotated[
+        str, typer.Option(envvar="CAMVEC_BROKER", help="mqtt://user:password@host:1883")
+    ] = "mqtt://127.0.0.1:1883",
     camera: Annotated[str | None, typer.Option(help="Only this camera.")] = None,
     root: Annotated[str, typer.Option(help="First level of the topics.")] = "camvec",
     seconds: Annotated[float, typer.Option(min=0.0, help="Stop after this long; 0 is never.")] = 0.0,
@@ -94,7 +100,9 @@ def watch(
 def encode(
     paths: Annotated[list[Path], typer.Argument(help="Images, videos, or folders of them.")],
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="vectors.npy, .jsonl or .parquet")] = Path("vectors.npy"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="vectors.npy, .jsonl or .parquet")] = Path(
+        "vectors.npy"
+    ),
     model: Annotated[str, typer.Option(help="The model to use.")] = "efficientnet-lite0",
     every: Annotated[int, typer.Option(min=1, help="Encode every n-th frame of a video.")] = 1,
     batch: Annotated[int, typer.Option(min=1, max=256, help="Frames a pass.")] = 8,
@@ -132,7 +140,9 @@ def _explain(error: Exception) -> int:
 
     text = redact(str(error)) or type(error).__name__
     known = isinstance(error, ValueError | OSError | ImportError) or type(error).__module__.split(".")[0] in _OURS
-    sys.stderr.write(f"camvec: {text}\n" if known else f"camvec: {type(error).__name__}: {text} (--debug shows where)\n")
+    sys.stderr.write(
+        f"camvec: {text}\n" if known else f"camvec: {type(error).__name__}: {text} (--debug shows where)\n"
+    )
     return 2 if isinstance(error, ConfigError) else 1
 
 

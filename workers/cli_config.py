@@ -1,7 +1,5 @@
 """The commands about configuration: `camvec check`, `camvec schema`, `camvec keys`."""
 
-# ruff: noqa: PLC0415 - each command imports what it needs when it runs, so that `--help` and `watch` start fast
-
 import json
 import socket
 from pathlib import Path

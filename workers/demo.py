@@ -83,7 +83,9 @@ async def _show_progress(seconds: float, console: Console) -> None:
             await asyncio.sleep(min(REFRESH_S, seconds - elapsed))
 
 
-def run_pipeline_bench(urls: dict[str, str], *, seconds: float, budget_ms: float, logs: dict[str, Path], as_json: bool) -> None:
+def run_pipeline_bench(
+    urls: dict[str, str], *, seconds: float, budget_ms: float, logs: dict[str, Path], as_json: bool
+) -> None:
     """`camvec bench pipeline`: the same figures, per camera and in total, with stage times."""
     config = pipeline_config(urls, budget_ms=budget_ms)
     summary = asyncio.run(_watch(config, seconds, log_files=logs, live=False))
@@ -96,6 +98,3 @@ def print_summary(summary: dict[str, Any], *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(summary) + "\n")
         return
     Console().print(summary_table(summary))
-
-
-

@@ -11,7 +11,7 @@ from encoders_core.realtime.scheduler import Dropped, Held
 from streaming.config import Config
 from streaming.frames import Frame
 from streaming.logs import get_logger
-from streaming.records import StateRecord, Stages, WorkerStats
+from streaming.records import Stages, StateRecord, WorkerStats
 from streaming.transport import (
     CamerasChanged,
     EncoderInbox,
@@ -72,9 +72,7 @@ class EncodeWorker:
         spec = frame_spec_of(self._encoder.frame_encoder.descriptor.input)
         with ExitStack() as stack:
             self._sender = stack.enter_context(
-                RecordSender(
-                    assignment.publisher, assignment.worker, context=shared_context(assignment.publisher)
-                )
+                RecordSender(assignment.publisher, assignment.worker, context=shared_context(assignment.publisher))
             )
             self._inbox = stack.enter_context(
                 EncoderInbox(
@@ -143,14 +141,14 @@ class EncodeWorker:
         try:
             feature = job.result()
         except EncoderError as error:
-            _log.error("a frame could not be encoded", camera=job.camera, error=str(error))  # noqa: TRY400 - one sentence
+            _log.error("a frame could not be encoded", camera=job.camera, error=str(error))
             if records:
                 records.dropped(frame, "failed")
             return
         self._done += 1
         now_ns = time.monotonic_ns()
-        stages = self._stages(arrived, job._job.started_ns, now_ns)
-        if records and not records.encoded(frame, feature, self._model, stages, job._job.deadline_ns):
+        stages = self._stages(arrived, job.started_ns, now_ns)
+        if records and not records.encoded(frame, feature, self._model, stages, job.deadline_ns):
             self._health.count("records_unsent")
 
     def _stages(self, arrived: Arrived, started_ns: int, now_ns: int) -> Stages:

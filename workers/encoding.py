@@ -11,8 +11,8 @@ import numpy as np
 
 from encoders_core.config import QUALITY_TARGETS, GateConfig, TemporalConfig
 from encoders_core.preprocessing import InputSpec
-from encoders_core.realtime.realtime_encoder import RealtimeVideoEncoder
 from encoders_core.realtime.frame_encoder import EncoderDescriptor, FrameEncoder, load_frame_encoder
+from encoders_core.realtime.realtime_encoder import RealtimeVideoEncoder
 from streaming.config import Config
 from streaming.frames import FrameSpec
 from streaming.records import ModelDescriptor

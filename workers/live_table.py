@@ -14,20 +14,18 @@ _RECENT = 100
 def live_table(measured: Measurement, left_s: float) -> Group:
     """The table of this moment."""
     table = Table(box=box.SIMPLE_HEAD, title="camvec: live features over MQTT", title_justify="left")
-    for column in ("camera", "frames", "vectors", "held", "dropped", "latency p50", "p99", "glass p50", "seq"):
+    for column in ("camera", "frames", "vectors", "held", "dropped", "latency p50", "p99", "glass p50"):
         table.add_column(column, justify="left" if column == "camera" else "right")
     for camera in measured.config.enabled_cameras():
-        tally = measured.tallies[camera]
-        table.add_row(camera, *_figures(tally))
+        table.add_row(camera, *_counts(measured, camera), *_times(measured.tallies[camera]))
     parts = [f"{left_s:.0f} s left", f"CPU {measured.cpu_percent:.0f} %", f"{measured.rss_mb:.0f} MB"]
     events = Text("\n".join(measured.events[-4:]), style="cyan")
     return Group(table, Text("   ".join(parts), style="dim"), events)
 
 
-def _figures(tally: CameraTally) -> list[str]:
-    dropped = tally.seen_frames - tally.received - tally.held
-    counts = [str(tally.seen_frames), str(tally.received), str(tally.held), str(dropped)]
-    return [*counts, *_times(tally), str(tally.last_seq)]
+def _counts(measured: Measurement, camera: str) -> list[str]:
+    seen = measured.subscriber.statistics(camera)
+    return [str(count) for count in (seen.frames, seen.vectors, seen.held, seen.dropped.total())]
 
 
 def _times(tally: CameraTally) -> list[str]:

@@ -6,7 +6,6 @@ account of the workers, and what the subscriber received.
 
 import asyncio
 import contextlib
-import json
 import os
 import tempfile
 import time
@@ -18,9 +17,12 @@ from typing import Any
 
 import psutil
 
-from streaming.client import Feature, FeatureSubscriber
+from streaming.client import FeatureSubscriber, SubscriberStatistics
 from streaming.config import Config
+from streaming.events import Event
+from streaming.feature import Feature, Model
 from streaming.frames import DROP_CAUSES
+from streaming.stream import Stream
 from workers.health import percentiles_ms
 from workers.supervisor import Supervisor, running
 
@@ -33,48 +35,34 @@ STAGES = ("decode", "convert", "wait", "transfer", "queue", "encode", "publish")
 
 @dataclass
 class CameraTally:
-    """What a subscriber has seen of one camera."""
+    """The times of one camera's vectors, as a subscriber sees them."""
 
-    received: int = 0
-    held: int = 0
-    seen_frames: int = 0
-    """Frames that the messages account for, the encoded ones included."""
-    first_seq: int | None = None
-    last_seq: int = -1
+    vectors: int = 0
     cold: int = 0
-    missing_messages: int = 0
     glass_us: list[int] = field(default_factory=list)
-    stages_us: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    """From the scene's time code to the subscriber."""
     spans_us: list[int] = field(default_factory=list)
+    """From arrival to the write to the broker's socket: what the budget bounds. Warm frames only."""
+    stages_us: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     _open_span_us: int | None = None
 
     def take(self, feature: Feature) -> None:
-        """One message of this camera."""
-        self.missing_messages += feature.gap
-        self.seen_frames += feature.since.frames + (0 if feature.vector is None else 1)
-        self.held += feature.since.held
-        self.last_seq = max(self.last_seq, feature.frame_seq)
-        if feature.vector is None:
-            return
-        self.received += 1
-        self._take_times(feature)
-
-    def _take_times(self, feature: Feature) -> None:
-        ledger = feature.ledger
+        """One vector of this camera."""
+        self.vectors += 1
         if self._open_span_us is not None and not feature.gap:
             # How long publishing took is known only afterwards: the next message says it.
-            self.spans_us.append(self._open_span_us + ledger.publish)
-            self.stages_us["publish"].append(ledger.publish)
+            self.spans_us.append(self._open_span_us + feature.ledger.publish)
+            self.stages_us["publish"].append(feature.ledger.publish)
         self._open_span_us = None
         if feature.quality.cold:
             self.cold += 1
             return
-        spent = {stage: getattr(ledger, stage) for stage in STAGES[:-1]}
+        spent = {stage: getattr(feature.ledger, stage) for stage in STAGES[:-1]}
         for stage, value in spent.items():
             self.stages_us[stage].append(value)
         self._open_span_us = sum(spent.values())
         if feature.clock == "scene":
-            self.glass_us.append(feature.received_at_us - feature.captured_at_us)
+            self.glass_us.append(round(feature.age_s * 1e6))
 
 
 @dataclass
@@ -83,12 +71,13 @@ class Measurement:
 
     config: Config
     supervisor: Supervisor
+    subscriber: FeatureSubscriber
     tallies: dict[str, CameraTally] = field(default_factory=lambda: defaultdict(CameraTally))
     events: list[str] = field(default_factory=list)
     log_files: dict[str, Path] = field(default_factory=dict)
     cpu_percent: float = 0.0
     rss_mb: float = 0.0
-    model: dict[str, Any] = field(default_factory=dict)
+    model: Model | None = None
     seconds: float = 0.0
 
     def summary(self) -> dict[str, Any]:
@@ -111,33 +100,36 @@ class Measurement:
             "budget_ms": max((us / 1e3 for us in budget_us.values()), default=0.0),
             "budget_hit_ratio": round(hits / len(spans), 4) if spans else None,
             "events": len(self.events),
-            "model": self.model.get("model_id"),
-            "fingerprint": self.model.get("fingerprint"),
-            "trained": self.model.get("trained"),
-            "full_pass_ms": self.model.get("full_pass_ms"),
+            **self._model(),
             "cpu_percent": round(self.cpu_percent, 1),
             "rss_mb": round(self.rss_mb, 1),
             "per_camera": cameras,
         }
 
+    def _model(self) -> dict[str, Any]:
+        names = {
+            "model": "model_id",
+            "fingerprint": "fingerprint",
+            "trained": "trained",
+            "full_pass_ms": "full_pass_ms",
+        }
+        return {name: getattr(self.model, attribute, None) for name, attribute in names.items()}
+
     def _camera(self, camera: str, row: dict[str, int]) -> dict[str, Any]:
-        tally = self.tallies[camera]
+        tally, seen = self.tallies[camera], self.subscriber.statistics(camera)
         dropped = {cause: row[cause] for cause in DROP_CAUSES if row[cause]}
         emitted = self._emitted(camera)
-        explained = row["published"] + row["held"] + sum(dropped.values())
         return {
             "frames_in": row["captured"],
             "frames_emitted": emitted,
             "encoded": row["encoded"],
             "held": row["held"],
             "published": row["published"],
-            "received": tally.received,
+            "received": seen.vectors,
             "cold": tally.cold,
-            "missing_messages": tally.missing_messages,
+            "missing_messages": seen.missing_messages,
             "dropped": dropped,
-            "accounted": row["captured"] == row["accounted"] == explained
-            and tally.last_seq + 1 == row["captured"]
-            and (emitted is None or 0 <= emitted - row["captured"] <= UNREAD_AT_STOP),
+            "accounted": _adds_up(row, seen, emitted),
             "latency_ms": _spread(tally.spans_us),
             "glass_ms": _spread(tally.glass_us),
         }
@@ -148,6 +140,13 @@ class Measurement:
         if path is None or not path.exists():
             return None
         return sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
+
+
+def _adds_up(row: dict[str, int], seen: SubscriberStatistics, emitted: int | None) -> bool:
+    """Whether three lists agree: the source's own, the workers' account, and what the subscriber was told."""
+    told = row["published"] + row["held"] + sum(row[cause] for cause in DROP_CAUSES)
+    unread = 0 if emitted is None else emitted - row["captured"]
+    return row["captured"] == row["accounted"] == told == seen.frames and 0 <= unread <= UNREAD_AT_STOP
 
 
 _SUMS = ("frames_in", "encoded", "held", "published", "received", "cold")
@@ -176,13 +175,17 @@ async def measuring(config: Config, *, log_files: dict[str, Path] | None = None)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="camvec-")))
         config = await _with_broker(config, stack)
         url = f"mqtt://{config.mqtt.host}:{config.mqtt.port}"
-        subscriber = await stack.enter_async_context(FeatureSubscriber(url, root=config.mqtt.root))
-        measured = Measurement(config, Supervisor(config, runtime=folder), log_files=log_files or {})
+        subscriber = await stack.enter_async_context(
+            FeatureSubscriber(url, root=config.mqtt.root, protocol=config.mqtt.protocol)
+        )
+        measured = Measurement(config, Supervisor(config, runtime=folder), subscriber, log_files=log_files or {})
+        features, events, models = subscriber.features(), subscriber.events(), subscriber.models()
         listening = [
-            asyncio.create_task(_take_features(subscriber, measured), name="features"),
-            asyncio.create_task(_take_events(subscriber, measured), name="events"),
-            asyncio.create_task(_take_models(subscriber, measured), name="models"),
+            asyncio.create_task(_take_features(features, measured), name="features"),
+            asyncio.create_task(_take_events(events, measured), name="events"),
+            asyncio.create_task(_take_models(models, measured), name="models"),
         ]
+        await features.ready()
         try:
             async with running(measured.supervisor) as stop:
                 await _until_ready(measured.supervisor, stop)
@@ -203,24 +206,24 @@ async def _with_broker(config: Config, stack: contextlib.AsyncExitStack) -> Conf
     from streaming.broker import EmbeddedBroker
 
     broker = await stack.enter_async_context(EmbeddedBroker())
-    mqtt = config.mqtt.model_copy(update={"embedded": False, "port": broker.port})
+    mqtt = config.mqtt.model_copy(update={"embedded": False, "port": broker.port, "protocol": "3.1.1"})
     return config.model_copy(update={"mqtt": mqtt})
 
 
-async def _take_features(subscriber: FeatureSubscriber, measured: Measurement) -> None:
-    async for feature in subscriber.features(include_held=True):
+async def _take_features(features: Stream[Feature], measured: Measurement) -> None:
+    async for feature in features:
         measured.tallies[feature.camera].take(feature)
 
 
-async def _take_events(subscriber: FeatureSubscriber, measured: Measurement) -> None:
-    async for event in subscriber.events():
+async def _take_events(events: Stream[Event], measured: Measurement) -> None:
+    async for event in events:
         if event.phase == "new":
             measured.events.append(f"{event.camera}: {event.type}")
 
 
-async def _take_models(subscriber: FeatureSubscriber, measured: Measurement) -> None:
-    async for model in subscriber.models():
-        if model.get("temporal_of") is None:
+async def _take_models(models: Stream[Model], measured: Measurement) -> None:
+    async for model in models:
+        if model.temporal_of is None:
             measured.model = model
 
 
@@ -246,12 +249,15 @@ def _cpu_seconds(measured: Measurement) -> float:
 
 
 async def _until_last_message(measured: Measurement) -> None:
-    """Wait until the subscriber has seen the account of every captured frame, or a moment longer than it should take."""
+    """Wait until the subscriber knows of every frame, or a moment longer than that should take."""
     totals = measured.supervisor.totals()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_SETTLE_S):
-            while any(measured.tallies[camera].last_seq + 1 < row["accounted"] for camera, row in totals.items()):
-                await asyncio.sleep(0.02)
+
+    def knows_all() -> bool:
+        return all(measured.subscriber.statistics(c).frames >= row["accounted"] for c, row in totals.items())
+
+    ends = time.monotonic() + _SETTLE_S
+    while not knows_all() and time.monotonic() < ends:  # noqa: ASYNC110 - statistics have no event to wait for
+        await asyncio.sleep(0.02)
 
 
 async def _until_ready(supervisor: Supervisor, stop: asyncio.Event) -> None:

@@ -60,13 +60,14 @@ class Child:
             if time.monotonic() - started > 30.0:
                 backoff.reset()
             delay_s = backoff.next_s()
-            _log.error("worker exited; restarting", worker=self.name, exit_code=code, retry_in_s=round(delay_s, 2))
+            _log.error("worker exited; restarting", name=self.name, exit_code=code, retry_in_s=round(delay_s, 2))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)
 
     async def _run_once(self) -> int:
         handle = await self._spawn()
         self._handle, self.pid, self._heard_at = handle, handle.pid, time.monotonic()
+        _log.info("worker started", name=self.name, pid=handle.pid)
         handle.send(self.assignment)
         watch = asyncio.create_task(self._kill_when_silent(handle), name=f"watch {self.name}")
         try:
@@ -82,7 +83,7 @@ class Child:
     def _take(self, line: bytes) -> None:
         status = decode_status(line)
         if status is None:
-            _log.debug("worker printed", worker=self.name, line=line.decode(errors="replace").strip())
+            _log.debug("worker printed", name=self.name, line=line.decode(errors="replace").strip())
             return
         self._heard_at = time.monotonic()
         self.progress = max(self.progress, status.progress)
@@ -91,14 +92,14 @@ class Child:
         elif status.kind == "finished":
             self.finished = True
         elif status.kind == "failed":
-            _log.error("worker failed", worker=self.name, detail=status.detail)
+            _log.error("worker failed", name=self.name, detail=status.detail)
         if status.kind != "alive":
             self._on_change(self)
 
     async def _kill_when_silent(self, handle: Handle) -> None:
-        while (left_s := (SILENCE_LIMIT_S if self.ready else START_LIMIT_S) - self.silent_s) > 0:
+        while (left_s := (SILENCE_LIMIT_S if self.ready else START_LIMIT_S) - self.silent_s) > 0:  # noqa: ASYNC110
             await asyncio.sleep(left_s)
-        _log.error("worker is silent; killing it", worker=self.name, silent_s=round(self.silent_s, 1))
+        _log.error("worker is silent; killing it", name=self.name, silent_s=round(self.silent_s, 1))
         handle.kill()
 
     def send(self, command: Command) -> None:
@@ -118,5 +119,5 @@ class Child:
         try:
             await asyncio.wait_for(handle.wait(), grace_s)
         except TimeoutError:
-            _log.warning("worker did not stop in time; killing it", worker=self.name, grace_s=grace_s)
+            _log.warning("worker did not stop in time; killing it", name=self.name, grace_s=grace_s)
             handle.kill()

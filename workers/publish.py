@@ -140,7 +140,7 @@ class PublishWorker:
 
 
 def _totals(found: CameraStatistics) -> dict[str, int]:
-    dropped = {cause: found.dropped.get(cause, 0) for cause in DROP_CAUSES}
+    dropped: dict[str, int] = {cause: found.dropped.get(cause, 0) for cause in DROP_CAUSES}
     return {"encoded": found.encoded, "held": found.held, "published": found.published, **dropped}
 
 

@@ -22,7 +22,7 @@ def summary_table(summary: dict[str, Any]) -> Group:
     lines = [
         f"every frame accounted for: {'yes' if summary['accounted'] else 'NO'}; dropped: {dropped}",
         f"within the budget of {summary['budget_ms']:g} ms: {hits} of warm frames, {summary['cold']} cold ones apart",
-        f"model {summary['model']} ({'trained' if summary['trained'] else 'random weights'}), "
+        f"model {summary['model']}, {'trained' if summary['trained'] else 'random weights'}; "
         f"full pass {summary['full_pass_ms']} ms; CPU {summary['cpu_percent']} %, {summary['rss_mb']} MB",
     ]
     return Group(table, Text("\n".join(lines)))

@@ -155,7 +155,7 @@ class Supervisor:
         try:
             config = self._load()
         except ValueError as error:
-            _log.error("reload refused; the running configuration stays", error=str(error))  # noqa: TRY400 - one sentence
+            _log.error("reload refused; the running configuration stays", error=str(error))
         else:
             await self._apply(config)
         notify("READY=1")
