@@ -39,6 +39,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """0, 1, 2, ... within the event; with `event` it is the unique id of this message, and a repeat has the same."""
     type: Text
     phase: Phase
+    node: Text
     camera: Text
     at: Microseconds
     """When the picture that this message is about was taken, Unix microseconds."""
@@ -58,21 +59,21 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         """CloudEvents `id`."""
         return f"{self.event}.{self.n}"
 
+    @property
+    def time(self) -> datetime:
+        """When the picture that this message is about was taken."""
+        return datetime.fromtimestamp(self.at / 1e6, UTC)
 
-def source_of(root: str, node: str, camera: str) -> str:
-    """CloudEvents `source`: the place in the topic tree, as a path."""
-    return f"/{root}/{node}/cam/{camera}"
 
-
-def attributes(event: Event, source: str) -> dict[str, str]:
-    """The CloudEvents attributes of an event; `event` and `phase` are extension attributes."""
+def attributes(event: Event, root: str) -> dict[str, str]:
+    """The CloudEvents attributes of an event; `source` is its place in the topic tree; `event` and `phase` are extensions."""
     return {
         "specversion": SPEC_VERSION,
         "id": event.id,
-        "source": source,
+        "source": f"/{root}/{event.node}/cam/{event.camera}",
         "type": f"camvec.{event.type}",
         "subject": event.camera,
-        "time": datetime.fromtimestamp(event.at / 1e6, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "time": event.time.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "event": event.event,
         "phase": event.phase,
     }
@@ -83,10 +84,10 @@ def encode_binary(event: Event) -> bytes:
     return msgspec.json.encode(event)
 
 
-def encode_structured(event: Event, source: str) -> bytes:
+def encode_structured(event: Event, root: str) -> bytes:
     """The one JSON object of structured mode, for MQTT 3.1.1."""
     data = msgspec.to_builtins(event)
-    body = {**attributes(event, source), "datacontenttype": "application/json", "data": data}
+    body = {**attributes(event, root), "datacontenttype": "application/json", "data": data}
     return json.dumps(body, separators=(",", ":")).encode()
 
 
@@ -164,8 +165,8 @@ class _Running:
 class EventDetector:
     """The events of one camera: feed it every record, and the time when nothing comes."""
 
-    def __init__(self, camera: str, session: str, settings: EventSettings | None = None) -> None:
-        self.camera = camera
+    def __init__(self, node: str, camera: str, session: str, settings: EventSettings | None = None) -> None:
+        self.node, self.camera = node, camera
         self._session = session
         self._settings = settings or EventSettings()
         self._begun = 0
@@ -264,6 +265,7 @@ class EventDetector:
             n=running.n,
             type=event_type,
             phase=phase,
+            node=self.node,
             camera=self.camera,
             at=running.last_us,
             frame_seq=self._frame_seq,

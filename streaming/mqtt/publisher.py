@@ -421,20 +421,19 @@ class Publisher:
     def _detect(self, record: FeatureRecord | HeldRecord) -> None:
         detector = self._detectors.get(record.camera)
         if detector is None:
-            detector = EventDetector(record.camera, self.session, self._event_settings(record.camera))
+            detector = EventDetector(self.node, record.camera, self.session, self._event_settings(record.camera))
             self._detectors[record.camera] = detector
         self._queue_events(detector.feed(record, self._clock.monotonic_ns()))
 
     def _queue_events(self, found: Iterable[Event]) -> None:
         expiry_s = self.settings.event_expiry_s
         for event in found:
-            source = events.source_of(self.settings.root, self.node, event.camera)
-            user = tuple(events.attributes(event, source).items())
+            user = tuple(events.attributes(event, self.settings.root).items())
             self._sender.outbox.put(
                 Parcel(
                     self.topics.event(event.camera, event.type),
                     events.encode_binary(event),
-                    older=events.encode_structured(event, source),
+                    older=events.encode_structured(event, self.settings.root),
                     properties=PublishProperties(expiry_s=expiry_s, content_type=JSON, user=user),
                     expires_ns=self._clock.monotonic_ns() + expiry_s * 10**9,
                     camera=event.camera,
