@@ -1,0 +1,284 @@
+"""aiomqtt's client, as a link needs it: the only place that knows aiomqtt and paho below it.
+
+aiomqtt's own `publish` waits for each message, reports no reason code, and lets the loop turn twice for every write.
+This client publishes through the paho client that aiomqtt holds, and writes at once what the socket takes.
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, cast
+
+import aiomqtt
+from aiomqtt.exceptions import MqttConnectError
+from paho.mqtt.client import MQTT_ERR_SUCCESS, MQTTMessage
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from streaming.errors import BrokerError
+from streaming.mqtt import refusals
+from streaming.mqtt.properties import PublishProperties
+from streaming.mqtt.settings import BrokerSettings
+
+log = logging.getLogger("camvec.mqtt")
+
+Protocol = Literal["5", "3.1.1"]
+MAX_INCOMING_BYTES: Final = 1 << 20
+FAREWELL_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Will:
+    """What the broker publishes, retained, when we vanish."""
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(slots=True)
+class Handlers:
+    """What a link calls, from the event loop. None of them may send: they may only schedule it."""
+
+    message: Callable[[str, bytes, bool], None]
+    """topic, payload, retained."""
+    acknowledged: Callable[[int, int], None] = lambda _mid, _code: None
+    """Packet id of a QoS 1 message, and the broker's reason code (0: fine; MQTT 3.1.1 knows no other)."""
+    drained: Callable[[], None] = lambda: None
+    """The socket took everything that was waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the broker said in its CONNACK."""
+
+    packet_bytes: int = 1 << 28
+    receive_maximum: int = 65_535
+    retain: bool = True
+
+
+class _LastError(logging.Handler):
+    """Keeps paho's last error line: the only place where it says why a socket failed."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+
+
+class _Client(aiomqtt.Client):
+    """aiomqtt's client with reason codes, no queue for incoming messages, and no thread hop for a write."""
+
+    def __init__(self, handlers: Handlers, errors: _LastError, settings: BrokerSettings, **options: Any) -> None:
+        super().__init__(settings.host, settings.tcp_port, keepalive=settings.keepalive_s, **options)
+        self._handlers = handlers
+        self._errors = errors
+        self.limits = Limits()
+        self.unacknowledged: set[int] = set()
+        self.paho = self._client
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+        """Done when the connection has ended. aiomqtt's own future is replaced when that happens right after CONNACK."""
+
+    def _on_connect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
+        self.limits = Limits(
+            packet_bytes=getattr(properties, "MaximumPacketSize", Limits().packet_bytes),
+            receive_maximum=getattr(properties, "ReceiveMaximum", Limits().receive_maximum),
+            retain=bool(getattr(properties, "RetainAvailable", 1)),
+        )
+        super()._on_connect(client, userdata, flags, reason_code, properties)
+
+    def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
+        if not self._connected.done():  # aiomqtt would wait for its time-out
+            self._connected.set_exception(aiomqtt.MqttCodeError(reason_code, self._errors.text))
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
+        self._end(aiomqtt.MqttCodeError(reason_code, self._errors.text))
+
+    def _on_message(self, client: Any, userdata: Any, message: MQTTMessage) -> None:  # noqa: ARG002 - paho's signature
+        self._handlers.message(message.topic, bytes(message.payload), message.retain)
+
+    def _on_publish(self, client: Any, userdata: Any, mid: int, reason_code: Any, properties: Any) -> None:  # noqa: ARG002
+        if mid in self.unacknowledged:
+            self.unacknowledged.discard(mid)
+            self._handlers.acknowledged(mid, reason_code.value)
+
+    def _on_socket_open(self, client: Any, userdata: Any, sock: Any) -> None:
+        super()._on_socket_open(client, userdata, sock)
+        self._loop.call_soon_threadsafe(self._loop.add_reader, sock.fileno(), self._read)
+
+    def _read(self) -> None:
+        pending = True
+        while pending:
+            try:
+                self.paho.loop_read()
+            except Exception as exc:  # noqa: BLE001 - paho lets socket and TLS errors through, and its own on a bad packet
+                self._end(exc)
+                return
+            # TLS may have decrypted more than was read: no socket event will tell.
+            sock = self.paho._sock  # noqa: SLF001
+            pending = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+
+    def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002 - paho's signature
+        if self._connected.done():
+            self._loop.add_writer(sock.fileno(), self._write)
+        else:  # CONNECT is queued by a thread of aiomqtt
+            self._loop.call_soon_threadsafe(self._loop.add_writer, sock.fileno(), self._write)
+
+    def _write(self) -> None:
+        self.flush()
+        if not self.paho.want_write():
+            self._handlers.drained()
+
+    def flush(self) -> None:
+        """Write what the socket takes now."""
+        try:
+            self.paho.loop_write()
+        except Exception as exc:  # noqa: BLE001 - paho lets socket and TLS errors through: each is the end
+            self._end(exc)
+
+    def _end(self, exc: Exception) -> None:
+        if not self._gone.done():
+            self._gone.set_exception(exc)
+
+    async def lost(self) -> BaseException | None:
+        """Return when the connection has ended, with the reason if there is one."""
+        await asyncio.wait([self._gone])
+        return self._gone.exception()
+
+    def abort(self) -> None:
+        """Close the socket, whatever state it is in, and collect what nobody asked for."""
+        self.paho._sock_close()  # noqa: SLF001 - paho closes only by a packet that a dead broker will not take
+        for future in (self._connected, self._disconnected, self._gone):
+            if future.done() and not future.cancelled():
+                future.exception()
+
+
+class Link:
+    """One open connection. `send` never blocks; what it cannot write yet waits, and `idle` is False until it is gone."""
+
+    def __init__(self, settings: BrokerSettings, handlers: Handlers, will: Will | None, protocol: Protocol) -> None:
+        self._settings = settings
+        self._errors = _LastError()
+        self._client = _client(settings, handlers, will, protocol, self._errors)
+        self.protocol: Protocol = protocol
+
+    async def open(self, sock: socket.socket, timeout_s: float) -> None:
+        """CONNECT over a connected socket, which is closed if that fails. Raises BrokerError with its reason."""
+        client, settings = self._client, self._settings
+        client.timeout = timeout_s
+        # paho would resolve and connect itself, in a thread of the executor that nobody can abandon.
+        client.paho._create_socket = lambda: sock  # type: ignore[method-assign]  # noqa: SLF001
+        try:
+            await client.__aenter__()
+        except BaseException as exc:
+            client.abort()
+            sock.close()
+            if isinstance(exc, MqttConnectError):
+                raise refusals.refused(settings, _code(exc), str(exc.rc)) from exc
+            if isinstance(exc, aiomqtt.MqttError):
+                closed, said = isinstance(exc, aiomqtt.MqttCodeError), self._errors.text
+                raise refusals.unanswered(settings, self.protocol, closed=closed, socket_error=said) from exc
+            raise
+
+    async def close(self) -> None:
+        """Say goodbye, for at most `FAREWELL_S`, and close the socket."""
+        self._client.timeout = FAREWELL_S
+        try:
+            await self._client.__aexit__(None, None, None)
+        except Exception as exc:  # noqa: BLE001 - it was gone, which `lost` has said, or does not take our goodbye
+            log.debug("closing the connection to %s: %s", self._settings.address, exc)
+        finally:
+            self._client.abort()
+
+    @property
+    def limits(self) -> Limits:
+        """What the broker accepts."""
+        return self._client.limits
+
+    @property
+    def idle(self) -> bool:
+        """Whether the socket has taken everything."""
+        return not self._client.paho.want_write()
+
+    def send(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 0,
+        retain: bool = False,
+        properties: PublishProperties | None = None,
+    ) -> int:
+        """Publish; the packet id comes back. Raises BrokerError `too_large` or `closed`."""
+        limit = self.limits.packet_bytes
+        if len(payload) + len(topic) + 64 > limit:
+            raise BrokerError(
+                "too_large", f"expected at most {limit} bytes a packet, as the broker says, got {len(payload)}"
+            )
+        packed = cast("Properties", properties) if self.protocol == "5" else None
+        info = self._client.paho.publish(topic, payload, qos, retain and self.limits.retain, packed)
+        if info.rc != MQTT_ERR_SUCCESS:
+            raise BrokerError("closed", f"the connection to {self._settings.address} is closed")
+        if qos:
+            self._client.unacknowledged.add(info.mid)
+        self._client.flush()
+        return info.mid
+
+    async def subscribe(self, filters: Sequence[str], *, qos: int = 0, timeout_s: float = 5.0) -> list[str]:
+        """Subscribe to the filters; those that the broker refused come back. Raises BrokerError `timeout`."""
+        if not filters:
+            return []
+        try:
+            codes = await self._client.subscribe([(one, qos) for one in filters], timeout=timeout_s)
+        except aiomqtt.MqttError as exc:
+            raise BrokerError("timeout", f"{self._settings.address} did not confirm a subscription: {exc}") from exc
+        values = [code.value if isinstance(code, ReasonCode) else int(code) for code in codes]
+        return [one for one, value in zip(filters, values, strict=True) if value >= 128]
+
+    async def unsubscribe(self, filters: Sequence[str], *, timeout_s: float = 5.0) -> None:
+        """Unsubscribe from the filters. Raises BrokerError `timeout`."""
+        if not filters:
+            return
+        try:
+            await self._client.unsubscribe(list(filters), timeout=timeout_s)
+        except aiomqtt.MqttError as exc:
+            said = f"{self._settings.address} did not confirm the end of a subscription: {exc}"
+            raise BrokerError("timeout", said) from exc
+
+    async def lost(self) -> BrokerError:
+        """Return when the connection is gone, with why."""
+        exc = await self._client.lost()
+        error = refusals.lost(self._settings, _code(exc), str(exc.rc) if isinstance(exc, aiomqtt.MqttCodeError) else "")
+        error.__cause__ = exc
+        return error
+
+
+def _code(exc: BaseException | None) -> int:
+    rc = exc.rc if isinstance(exc, aiomqtt.MqttCodeError) else None
+    return rc.value if isinstance(rc, ReasonCode) else 0
+
+
+def _client(
+    settings: BrokerSettings, handlers: Handlers, will: Will | None, protocol: Protocol, errors: _LastError
+) -> _Client:
+    logger = logging.Logger("paho", level=logging.ERROR)  # noqa: LOG001 - ours alone, not in the tree of loggers
+    logger.addHandler(errors)
+    options: dict[str, Any] = {"protocol": aiomqtt.ProtocolVersion.V311, "clean_session": True}
+    if protocol == "5":
+        properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.MaximumPacketSize = MAX_INCOMING_BYTES
+        options = {"protocol": aiomqtt.ProtocolVersion.V5, "clean_start": True, "properties": properties}
+    return _Client(
+        handlers,
+        errors,
+        settings,
+        identifier=settings.client_id,
+        username=settings.username,
+        password=settings.password,
+        will=aiomqtt.Will(will.topic, will.payload, qos=1, retain=True) if will else None,
+        logger=logger,
+        max_inflight_messages=65_535,  # the publisher keeps its own, smaller window
+        **options,
+    )
