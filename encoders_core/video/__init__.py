@@ -1,0 +1,1 @@
+"""Clips: read, sampled, their motion measured."""
