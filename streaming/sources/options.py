@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import unquote, urlsplit
 
+import av
+
 from streaming.errors import SourceError
 from streaming.redaction import redact
 from streaming.sources.base import SourceConfig
@@ -15,6 +17,8 @@ Kind = Literal["rtsp", "http", "file", "device", "pattern"]
 
 SMALL_PROBE: Final = {"analyzeduration": "0", "probesize": "32"}
 """Opens RTSP in 0.07 s instead of 1.15 s; enough where the session description names the codec."""
+
+VERIFIES_RTSPS: Final = (62, 0, 0)  # libavformat of FFmpeg 8.0
 
 CA_BUNDLES: Final = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine, Arch
@@ -49,7 +53,7 @@ def request_for(config: SourceConfig) -> Request:
     url = config.url
     scheme = url.partition(":")[0].lower() if ":" in url else ""
     if scheme in ("rtsp", "rtsps"):
-        options = _rtsp_options(config) | (_tls_options(config) if scheme == "rtsps" else {})
+        options = _rtsp_options(config) | (_rtsps_options(config) if scheme == "rtsps" else {})
         return Request("rtsp", url, None, options | dict(config.options), (SMALL_PROBE, {}))
     if scheme in ("http", "https"):
         options = _http_options(config) | (_tls_options(config) if scheme == "https" else {})
@@ -78,6 +82,17 @@ def _rtsp_options(config: SourceConfig) -> dict[str, str]:
 
 def _http_options(config: SourceConfig) -> dict[str, str]:
     return {"rw_timeout": str(int(config.read_timeout_s * 1e6)), "analyzeduration": "1000000"}
+
+
+def _rtsps_options(config: SourceConfig) -> dict[str, str]:
+    """FFmpeg before 8.0 takes the TLS options for rtsps and ignores them (measured with PyAV 14 and 15): refuse."""
+    if config.tls_verify and av.library_versions["libavformat"] < VERIFIES_RTSPS:
+        raise SourceError(
+            "tls",
+            f"{redact(config.url)}: PyAV {av.__version__} cannot verify the certificate of rtsps; expected av>=16, "
+            "or tls_verify: false if the network is trusted",
+        )
+    return _tls_options(config)
 
 
 def _tls_options(config: SourceConfig) -> dict[str, str]:

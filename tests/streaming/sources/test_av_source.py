@@ -162,6 +162,8 @@ def test_audio_file_is_no_video_even_with_a_cover_picture(tmp_path: Path, *, cov
         sound: Any = output.add_stream("aac", rate=16000)
         if cover:
             picture: Any = output.add_stream("png", rate=1)
+            if not hasattr(picture, "disposition"):
+                pytest.skip("this PyAV cannot write a cover picture; needs av>=15")
             picture.width, picture.height, picture.pix_fmt, picture.disposition = 64, 48, "rgb24", ATTACHED_PICTURE
             encode(picture, output, "testsrc2=size=64x48:rate=1:duration=1", "rgb24")
         with av.open("sine=duration=0.2:sample_rate=16000", format="lavfi") as source:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import av
 import pytest
 
 from streaming.errors import SourceError
@@ -25,6 +26,7 @@ def test_rtsp_udp_by_choice() -> None:
 
 @pytest.mark.parametrize("url", ["rtsps://camera/x", "https://camera/x"])
 def test_tls_is_verified_by_default(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(av.library_versions, "libavformat", (62, 3, 100))
     bundle = tmp_path / "system.pem"
     bundle.touch()
     monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
@@ -37,6 +39,15 @@ def test_tls_is_verified_by_default(url: str, tmp_path: Path, monkeypatch: pytes
         options(url, tls_ca="/no/such.pem")
     assert options(url, tls_verify=False)["tls_verify"] == "0"
     assert "tls_verify" not in options(url.replace("s://", "://"))
+
+
+def test_rtsps_is_refused_where_ffmpeg_would_ignore_the_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(av.library_versions, "libavformat", (61, 7, 100))
+    with pytest.raises(SourceError, match="av>=16") as raised:
+        options("rtsps://camera/x")
+    assert raised.value.reason == "tls"
+    assert options("rtsps://camera/x", tls_verify=False)["tls_verify"] == "0"
+    assert options("https://camera/x")["tls_verify"] == "1"
 
 
 def test_own_options_win() -> None:
