@@ -7,6 +7,8 @@ import torch
 
 from encoders_core.errors import InputError, OptionError
 
+Fit = Literal["squash", "crop", "letterbox"]
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -16,7 +18,7 @@ class InputSpec:
     """
 
     size_hw: tuple[int, int]
-    fit: Literal["squash", "crop", "letterbox"] = "squash"
+    fit: Fit = "squash"
     scaler: Literal["area", "bilinear", "bicubic"] = "area"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)

@@ -57,7 +57,7 @@ def _measure(config: "Config") -> list[str]:
         return [f"the model was not measured, {error.name} is not installed: pip install 'camvec[edge]'"]
     configure_threads()  # as an encoder process has it
     try:
-        encoder = load_frame_encoder(config.model.name)
+        encoder = load_frame_encoder(config.model.name, weights=config.model.weights, fit=config.model.fit)
     except EncoderError as error:
         raise ConfigError(f"model: {error}") from error
     tightest_ms = min((config.cameras[name].budget_ms for name in config.enabled_cameras()), default=None)

@@ -61,7 +61,7 @@ def build_encoder(config: Config) -> RealtimeVideoEncoder:
     """The realtime encoder of a configuration, without cameras. Raises EncoderError when the model cannot be had."""
     gate = GateConfig(target_fvu=QUALITY_TARGETS[config.encoder.quality_level], max_hold_s=config.encoder.max_hold_s)
     return RealtimeVideoEncoder(
-        load_frame_encoder(config.model.name),
+        load_frame_encoder(config.model.name, weights=config.model.weights, fit=config.model.fit),
         budget_ms=config.encoder.budget_ms,
         gate=gate if config.encoder.gate else None,
         temporal=temporal_config(config),

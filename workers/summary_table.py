@@ -19,11 +19,12 @@ def summary_table(summary: dict[str, Any]) -> Group:
     dropped = ", ".join(f"{count} {cause}" for cause, count in summary["dropped"].items()) or "nothing"
     ratio = summary["budget_hit_ratio"]
     hits = "-" if ratio is None else f"{100 * ratio:.1f} %"
+    weights = "trained" if summary["trained"] else "random weights"
     lines = [
         f"every frame accounted for: {'yes' if summary['accounted'] else 'NO'}; dropped: {dropped}",
         f"within the budget of {summary['budget_ms']:g} ms: {hits} of warm frames, {summary['cold']} cold ones apart",
-        f"model {summary['model']}, {'trained' if summary['trained'] else 'random weights'}; "
-        f"full pass {summary['full_pass_ms']} ms; CPU {summary['cpu_percent']} %, {summary['rss_mb']} MB",
+        f"model {summary['model']}, {weights}; full pass {summary['full_pass_ms']} ms",
+        f"CPU {summary['cpu_percent']} % of one core, {summary['rss_mb']} MB",
     ]
     return Group(table, Text("\n".join(lines)))
 

@@ -188,7 +188,12 @@ class Supervisor:
 
         Final only after `run` has come back; before that the difference is merely in flight.
         """
-        return {camera: self.board.totals(camera) for camera in self.board.cameras()}
+        return {camera: _with_lost(self.board.totals(camera)) for camera in self.board.cameras()}
+
+
+def _with_lost(row: dict[str, int]) -> dict[str, int]:
+    lost = row["captured"] - row["accounted"]
+    return row | {"worker_lost": row["worker_lost"] + lost, "accounted": row["captured"]} if lost > 0 else row
 
 
 @contextlib.asynccontextmanager

@@ -21,10 +21,17 @@ class Costs:
         """A job at `rung` took `cost_ns`."""
         self._recent.setdefault(rung, deque(maxlen=_WINDOW)).append(cost_ns)
 
+    def p50_ns(self, rung: int) -> int:
+        """The running median; 0 when nothing has been measured."""
+        return self._quantile_ns(rung, 0.5)
+
     def p95_ns(self, rung: int) -> int:
         """The running 95th percentile; 0 when nothing has been measured."""
+        return self._quantile_ns(rung, 0.95)
+
+    def _quantile_ns(self, rung: int, share: float) -> int:
         recent = sorted(self._recent.get(rung, ()))
-        return recent[min(len(recent) - 1, int(0.95 * len(recent)))] if recent else 0
+        return recent[min(len(recent) - 1, int(share * len(recent)))] if recent else 0
 
     def mean_ns(self, rung: int) -> float:
         """The running mean; 0 when nothing has been measured."""

@@ -1,19 +1,21 @@
+from random import Random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.frames import Since
+from streaming.frames import DropCause, Since
 from workers.chain import Chain
 
 
-def held():
+def held() -> Since:
     return Since(held=1)
 
 
-def dropped(cause="superseded"):
+def dropped(cause: DropCause = "superseded") -> Since:
     return Since(dropped={cause: 1})
 
 
-def test_record_of_a_frame_tells_only_of_frames_before_it():
+def test_record_of_a_frame_tells_only_of_frames_before_it() -> None:
     chain = Chain()
     chain.open(6, Since())
     chain.settle(6, held())
@@ -25,7 +27,7 @@ def test_record_of_a_frame_tells_only_of_frames_before_it():
     assert chain.take_settled(10) == held()
 
 
-def test_held_frame_is_not_told_while_an_earlier_one_is_being_encoded():
+def test_held_frame_is_not_told_while_an_earlier_one_is_being_encoded() -> None:
     chain = Chain()
     chain.open(0, Since())
     chain.open(1, Since())
@@ -33,7 +35,7 @@ def test_held_frame_is_not_told_while_an_earlier_one_is_being_encoded():
     assert chain.settled_up_to() is None
 
 
-def test_unsent_record_is_told_by_its_successor():
+def test_unsent_record_is_told_by_its_successor() -> None:
     chain = Chain()
     chain.open(0, Since())
     lost = chain.encoded(0)
@@ -44,7 +46,7 @@ def test_unsent_record_is_told_by_its_successor():
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["encode", "hold", "drop"])), max_size=60), st.randoms())
-def test_sums_match_the_gaps_for_any_order_of_settling(steps, random):
+def test_sums_match_the_gaps_for_any_order_of_settling(steps: list[tuple[int, str]], random: Random) -> None:
     chain, seq, last_told, waiting = Chain(), -1, -1, []
     for missing, _ in steps:
         seq += missing + 1

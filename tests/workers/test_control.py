@@ -1,9 +1,19 @@
 import asyncio
 import os
+from collections.abc import Iterator
 
 import pytest
 
-from workers.control import Assignment, CommandReader, Status, StatusWriter, Stop, decode_status, encode_command, read_orders
+from workers.control import (
+    Assignment,
+    CommandReader,
+    Status,
+    StatusWriter,
+    Stop,
+    decode_status,
+    encode_command,
+    read_orders,
+)
 
 ASSIGNMENT = Assignment(
     role="capture",
@@ -19,7 +29,7 @@ ASSIGNMENT = Assignment(
 
 
 @pytest.fixture
-def pipe():
+def pipe() -> Iterator[tuple[int, int]]:
     read_fd, write_fd = os.pipe()
     yield read_fd, write_fd
     for fd in (read_fd, write_fd):
@@ -29,7 +39,7 @@ def pipe():
             continue
 
 
-def test_first_command_arrives_whole_even_in_small_pieces(pipe):
+def test_first_command_arrives_whole_even_in_small_pieces(pipe: tuple[int, int]) -> None:
     read_fd, write_fd = pipe
     line = encode_command(ASSIGNMENT)
     os.write(write_fd, line[:10])
@@ -37,14 +47,14 @@ def test_first_command_arrives_whole_even_in_small_pieces(pipe):
     assert CommandReader(read_fd).wait_first() == ASSIGNMENT
 
 
-def test_first_command_from_a_supervisor_that_died_is_an_eof(pipe):
+def test_first_command_from_a_supervisor_that_died_is_an_eof(pipe: tuple[int, int]) -> None:
     read_fd, write_fd = pipe
     os.close(write_fd)
     with pytest.raises(EOFError):
         CommandReader(read_fd).wait_first()
 
 
-async def test_orders_end_with_a_stop_when_the_supervisor_goes_away(pipe):
+async def test_orders_end_with_a_stop_when_the_supervisor_goes_away(pipe: tuple[int, int]) -> None:
     read_fd, write_fd = pipe
     os.write(write_fd, encode_command(ASSIGNMENT))
     os.close(write_fd)
@@ -52,17 +62,17 @@ async def test_orders_end_with_a_stop_when_the_supervisor_goes_away(pipe):
         assert [order async for order in read_orders(CommandReader(read_fd))] == [ASSIGNMENT, Stop(grace_s=1.0)]
 
 
-def test_status_of_a_library_that_prints_is_none():
+def test_status_of_a_library_that_prints_is_none() -> None:
     assert decode_status(b"hello from a library\n") is None
 
 
-def test_status_round_trip(pipe):
+def test_status_round_trip(pipe: tuple[int, int]) -> None:
     read_fd, write_fd = pipe
     StatusWriter(write_fd).send(Status("alive", progress=7))
     assert decode_status(os.read(read_fd, 100)) == Status("alive", progress=7)
 
 
-def test_status_to_a_supervisor_that_is_gone_is_no_error(pipe):
+def test_status_to_a_supervisor_that_is_gone_is_no_error(pipe: tuple[int, int]) -> None:
     read_fd, write_fd = pipe
     os.close(read_fd)
     StatusWriter(write_fd).send(Status("alive"))

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from encoders_core.models.efficientnet_lite import EfficientNetLite
 from encoders_core.preprocessing import InputSpec
 from encoders_core.realtime.frame_encoder import ConvFrameEncoder, FrameEncoder, fingerprint, load_frame_encoder
 from encoders_core.realtime.frame_gate import GateCalibration
+from encoders_core.weights.packaged import EFFICIENTNET_LITE0, load_packaged
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +88,16 @@ def test_descriptor_says_whether_the_weights_are_trained(encoder: FrameEncoder) 
 def test_load_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(OptionError, match="unknown frame encoder 'efficentnet': did you mean 'efficientnet-lite0'"):
         load_frame_encoder("efficentnet")
+
+
+def test_load_with_weights_from_a_file_gives_the_same_model(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(load_packaged(EFFICIENTNET_LITE0), path)
+    packaged, own = load_frame_encoder(), load_frame_encoder(weights=path)
+    assert own.descriptor.fingerprint == packaged.descriptor.fingerprint
+
+
+def test_load_with_another_fit_changes_the_fingerprint() -> None:
+    squashed, cropped = load_frame_encoder(), load_frame_encoder(fit="crop")
+    assert cropped.descriptor.input.fit == "crop"
+    assert cropped.descriptor.fingerprint != squashed.descriptor.fingerprint
