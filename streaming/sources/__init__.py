@@ -14,4 +14,9 @@ def open_source(config: SourceConfig, clock: Clock = SYSTEM_CLOCK) -> Source:
         return SceneSource(config, clock)
     from streaming.sources.av_source import AvSource  # noqa: PLC0415 - see above
 
-    return AvSource(config, clock)
+    source = AvSource(config, clock)
+    if not config.strip:
+        return source
+    from streaming.sources.strip import StripSource  # noqa: PLC0415 - for measurements only
+
+    return StripSource(source)

@@ -146,7 +146,8 @@ class AvSource:
 
 def _is_cover_art(stream: Any) -> bool:
     """A picture that belongs to an audio file is not a video."""
-    return bool(int(getattr(stream, "disposition", 0)) & ATTACHED_PICTURE)
+    disposition = getattr(stream, "disposition", None)  # since PyAV 15
+    return disposition is not None and bool(disposition.value & ATTACHED_PICTURE)
 
 
 def _codec_name(stream: Any) -> str:

@@ -29,6 +29,8 @@ class SourceConfig:
     """Files: start again at the end."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Further FFmpeg options of the demuxer or protocol; they win over ours."""
+    strip: bool = False
+    """The lowest 16 rows are a time code, as of the test scene: `captured` is read there, and it is no picture."""
     tls_ca: str | None = None
     """PEM file of the authorities to trust for rtsps and https; None: those of the system."""
     tls_verify: bool = True
