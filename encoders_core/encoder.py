@@ -4,7 +4,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from encoders_core.errors import InputError, OptionError
 
+Module = TypeVar("Module", bound=nn.Module)
 Vectors = NDArray[np.float32] | Tensor | list[Tensor]
 
 
@@ -89,6 +90,15 @@ class Encoder(nn.Module):
             for batch in track(batches, "Encoding", disable=not show_progress_bar, console=_stderr()):
                 vectors[batch] = embed([items[index] for index in batch]).float()
         return vectors
+
+
+def seeded(build: Callable[[], Module], seed: int | None) -> Module:
+    """What `build` makes, with random weights that `seed` repeats; the global generator stays untouched by a seed."""
+    if seed is None:
+        return build()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
 
 
 def as_output(

@@ -1,7 +1,7 @@
 """What `encode` returns: features with what was asked for beside them; batches of results join with `torch.cat`."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -38,6 +38,11 @@ class EncodingResult:
         return f"{type(self).__name__}({', '.join(fields)})"
 
     @classmethod
+    def align(cls, results: "Sequence[Any]") -> "Sequence[Any]":
+        """Results made ready to be joined: where sizes may differ beside the batch, a kind of result pads here."""
+        return results
+
+    @classmethod
     def __torch_function__(
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -57,6 +62,7 @@ def join(results: Sequence[Result], dim: int = 0) -> Result:
     kind = type(results[0])
     if any(type(result) is not kind for result in results):
         raise InputError(f"expected results of one kind, got {sorted({type(result).__name__ for result in results})}")
+    results = kind.align(results)
     return kind(**{field.name: _join_field(field.name, results) for field in dataclasses.fields(kind)})
 
 
@@ -89,6 +95,16 @@ class VisionResult(EncodingResult):
         return (patches / patches.sum(dim=1, keepdim=True)).reshape(-1, *self.grid_hw)
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TextResult(EncodingResult):
+    """Features of texts, (B, D) float32."""
+
+    attention_weights: Tensor | None = None
+    """(B, layers, heads, L, L): of each layer, which token looks at which; rows sum to 1."""
+    mask: Tensor
+    """(B, L) True where a token is no padding."""
+
+
 def attention_rollout(weights: Tensor) -> Tensor:
     """(B, layers, heads, N, N) -> (B, N, N): attention through all layers, residuals counted as half of each.
 
@@ -103,10 +119,17 @@ def attention_rollout(weights: Tensor) -> Tensor:
 
 
 def _join_field(name: str, results: Sequence[EncodingResult]) -> Any:
-    values = [getattr(result, name) for result in results]
+    return _join_values(name, [getattr(result, name) for result in results])
+
+
+def _join_values(name: str, values: list[Any]) -> Any:
+    if all(isinstance(value, Mapping) for value in values) and all(
+        value.keys() == values[0].keys() for value in values
+    ):
+        return {key: _join_values(f"{name}[{key!r}]", [value[key] for value in values]) for key in values[0]}
     if all(isinstance(value, Tensor) for value in values):
         return torch.cat(values)
-    if any(isinstance(value, Tensor) for value in values):
+    if any(isinstance(value, Tensor | Mapping) for value in values):
         raise InputError(f"{name} is there in some of the results only: encode all with the same options")
     if any(value != values[0] for value in values):
         raise InputError(f"{name} differs between the results: {values[0]} and others")

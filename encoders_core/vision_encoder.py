@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the field's own name for it
 from torch import Tensor, nn
 
-from encoders_core.encoder import Encoder, Vectors, as_output
+from encoders_core.encoder import Encoder, Vectors, as_output, seeded
 from encoders_core.errors import InputError, OptionError
 from encoders_core.image_transform import ImageTransform
 from encoders_core.images import ChannelOrder, ValueRange, as_batch, is_single, load_images
@@ -95,7 +95,7 @@ class VisionEncoder(Encoder):
         )
         half = (0.5,) * in_channels
         transform = ImageTransform(size_hw=size_hw, mean=half, std=half)
-        _furnish(self, _random_model(config, seed), transform, enable_preprocessing, trained=False)
+        _furnish(self, seeded(lambda: VisionTransformer(config), seed), transform, enable_preprocessing, trained=False)
         self.to(device=device, dtype=dtype)
         logger.warning("VisionEncoder: the weights are random; its features mean nothing until trained or loaded")
 
@@ -294,14 +294,6 @@ def _furnish(
     encoder.model, encoder.transform = model, transform
     encoder.enable_preprocessing, encoder.trained = enable_preprocessing, trained
     encoder.eval()
-
-
-def _random_model(config: VitConfig, seed: int | None) -> VisionTransformer:
-    if seed is None:
-        return VisionTransformer(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return VisionTransformer(config)
 
 
 def _at_size(found: VisionCheckpoint, size_hw: tuple[int, int]) -> VisionCheckpoint:

@@ -6,6 +6,7 @@ import re
 from typing import Any, Final
 
 from encoders_core.errors import OptionError, WeightsError
+from encoders_core.models.text_transformer import TextConfig
 from encoders_core.models.vit import VitConfig
 from encoders_core.weights.files import Tensors
 
@@ -24,6 +25,8 @@ ACTIVATION_NAMES: Final = {
 
 HF_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "vit": {"act": "gelu", "eps": 1e-12},
+    "vit_mae": {"act": "gelu", "eps": 1e-12},
+    "vit_msn": {"act": "gelu", "eps": 1e-6},
     "deit": {"act": "gelu", "eps": 1e-12},
     "dinov2": {"act": "gelu", "eps": 1e-6},
     "dinov2_with_registers": {"act": "gelu", "eps": 1e-6},
@@ -35,8 +38,20 @@ HF_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
 }
 """What a transformers `config.json` leaves out when it equals the default of its class; 12 heads and 224 px for all."""
 
+HF_TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    "clip": {"act": "quick_gelu", "eps": 1e-5, "num_heads": 8, "eos_id": 49407},
+    "siglip": {"act": "gelu_tanh", "eps": 1e-6, "num_heads": 12},
+    "bert": {"act": "gelu", "eps": 1e-12, "num_heads": 12},
+}
+
 HEADS_BY_WIDTH: Final = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 """Released ViTs whose heads are not 64 wide; the number of heads cannot be read off the tensors."""
+
+
+_SAY_THE_ACTIVATION: Final = (
+    "the activation is not in a weights file: say act='quick_gelu' (OpenAI's CLIP weights and open_clip's -quickgelu "
+    "models) or act='gelu' (other open_clip models); a wrong one gives wrong features"
+)
 
 
 def vit_config(tensors: Tensors, settings: dict[str, Any], *, source: str) -> VitConfig:
@@ -47,10 +62,7 @@ def vit_config(tensors: Tensors, settings: dict[str, Any], *, source: str) -> Vi
     if "patch_embed.proj.weight" not in tensors or tensors["patch_embed.proj.weight"].ndim != 4:
         raise WeightsError(f"{source}: expected the weights of an image model, found none for two-dimensional patches")
     if "act" not in settings:
-        raise OptionError(
-            f"{source}: the activation is not in a weights file: say act='quick_gelu' (OpenAI's CLIP weights and "
-            "open_clip's -quickgelu models) or act='gelu' (other open_clip models); a wrong one gives wrong features"
-        )
+        raise OptionError(f"{source}: {_SAY_THE_ACTIVATION}")
     shape = vit_shape(tensors)
     width = shape["embed_dim"]
     heads = {"num_heads": HEADS_BY_WIDTH.get(width, max(1, width // 64))}
@@ -112,10 +124,10 @@ def _grid(tensors: Tensors, merged: dict[str, Any]) -> dict[str, Any]:
 
 
 def hf_vision_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What a transformers `config.json` says about its image tower, in our words; {} when it speaks of none."""
-    family = re.sub(r"_(vision|text)_model$", "", str(config.get("model_type", "")))
+    """What a transformers `config.json` says about its image tower, in our words. Raises OptionError for a family that is not built."""
+    family = re.sub(r"_vision_model$", "", str(config.get("model_type", "")))
     if family not in HF_DEFAULTS:
-        return {}
+        raise OptionError(f"model_type {family!r} is not supported; known: {', '.join(HF_DEFAULTS)}")
     tower = config.get("vision_config") or config
     settings: dict[str, Any] = {"num_heads": 12, "img_size": 224} | HF_DEFAULTS[family]
     words = {
@@ -163,6 +175,68 @@ def open_clip_settings(config: dict[str, Any]) -> dict[str, Any]:
     width = int(tower.get("width", 768))
     settings = {"num_heads": width // int(tower.get("head_width", 64)), "img_size": tower.get("image_size", 224)}
     return settings | {"act": "quick_gelu" if model.get("quick_gelu") else "gelu"}
+
+
+def text_config(tensors: Tensors, settings: dict[str, Any], *, source: str) -> TextConfig:
+    """The configuration of a text tower under native names. Raises WeightsError, or OptionError without activation."""
+    if "token_embed.weight" not in tensors or "pos_embed" not in tensors:
+        raise WeightsError(f"{source}: expected the weights of a text model, found no token or positional table")
+    if "act" not in settings:
+        raise OptionError(f"{source}: {_SAY_THE_ACTIVATION}")
+    vocab_size, width = tensors["token_embed.weight"].shape
+    fc2, head, segments = (tensors.get(key) for key in ("blocks.0.mlp.fc2.weight", "head.weight", "type_embed.weight"))
+    shape = {
+        "vocab_size": vocab_size,
+        "context_length": tensors["pos_embed"].shape[1],
+        "embed_dim": width,
+        "depth": count_blocks(tensors),
+        "num_heads": max(1, width // 64),
+        "mlp_hidden": None if fc2 is None else fc2.shape[1],
+        "type_vocab_size": 0 if segments is None else segments.shape[0],
+        "norm_embed": "norm_embed.weight" in tensors,
+        "final_norm": "norm.weight" in tensors,
+        "num_classes": 0 if head is None else head.shape[0],
+        "head_bias": "head.bias" in tensors,
+    }
+    wanted = {field.name for field in dataclasses.fields(TextConfig)}
+    said = {key: value for key, value in settings.items() if value is not None and key in wanted}
+    return TextConfig(**shape | said)
+
+
+def hf_text_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What a transformers `config.json` says about its text tower. Raises OptionError for a family that is not built."""
+    family = re.sub(r"_text_model$", "", str(config.get("model_type", "")))
+    if family not in HF_TEXT_DEFAULTS:
+        raise OptionError(f"model_type {family!r} is no supported text model; known: {', '.join(HF_TEXT_DEFAULTS)}")
+    tower = config.get("text_config") or config
+    if tower.get("position_embedding_type", "absolute") != "absolute":
+        raise OptionError(f"position_embedding_type {tower['position_embedding_type']!r} is not supported")
+    settings = dict(HF_TEXT_DEFAULTS[family])
+    words = {"num_attention_heads": "num_heads", "layer_norm_eps": "eps"}
+    settings |= {ours: tower[theirs] for theirs, ours in words.items() if tower.get(theirs) is not None}
+    if "hidden_act" in tower:
+        settings["act"] = activation_name(tower["hidden_act"])
+    if family == "clip" and tower.get("eos_token_id") is not None:
+        legacy = tower["eos_token_id"] == 2  # a wrong number in old files, which then meant the largest id
+        settings["eos_id"] = None if legacy else tower["eos_token_id"]
+    return settings
+
+
+def open_clip_text_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What an `open_clip_config.json` says about its text tower."""
+    model = config.get("model_cfg") or {}
+    tower = model.get("text_cfg") or {}
+    if "hf_model_name" in tower:
+        raise OptionError(f"open_clip around the text model {tower['hf_model_name']!r} is not supported")
+    settings: dict[str, Any] = {"act": "quick_gelu" if model.get("quick_gelu") else "gelu"}
+    if (tower.get("act_kwargs") or {}).get("approximate") == "tanh":
+        settings["act"] = "gelu_tanh"
+    if "heads" in tower:
+        settings["num_heads"] = tower["heads"]
+    if "eps" in (tower.get("norm_kwargs") or {}):
+        settings["eps"] = tower["norm_kwargs"]["eps"]
+    pools = {"argmax": "eot", "last": "last", "first": "cls"}
+    return settings | {"causal": not tower.get("no_causal_mask"), "pool": pools[tower.get("pool_type", "argmax")]}
 
 
 def activation_name(name: str) -> str:

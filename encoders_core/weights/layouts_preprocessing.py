@@ -36,7 +36,7 @@ def default_transform(family: str, size_hw: tuple[int, int]) -> ImageTransform:
 
     The share that a centre crop leaves stays the same.
     """
-    words = {"open_clip": "clip", "CLIP": "clip", "SigLIP": "siglip", "DINOv2": "dinov2", "MAE": "dinov2"}
+    words = {"open_clip": "clip", "CLIP": "clip", "SigLIP": "siglip", "DINOv2": "dinov2", "MAE's": "dinov2"}
     key = next((ours for word, ours in words.items() if word in family), family)
     key = key.removesuffix("_vision_model").removesuffix("_with_registers")
     default = DEFAULTS.get(key, DEFAULTS["vit"])

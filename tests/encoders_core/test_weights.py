@@ -27,6 +27,11 @@ def vit(**changes: Any) -> VisionTransformer:
     return VisionTransformer(VitConfig(**(SMALL | changes))).eval()
 
 
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal up to what the alignment of a file's memory does to sums."""
+    return torch.allclose(a, b, atol=1e-6, rtol=0)
+
+
 def images() -> Tensor:
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -44,7 +49,7 @@ def test_own_directory_round_trip(own: Path) -> None:
     first = VisionEncoder.from_pretrained(own)
     first.save_pretrained(own)  # over the files that it is mapped from
     again = VisionEncoder.from_pretrained(own)
-    assert torch.equal(first(images()), again(images()))
+    assert same(first(images()), again(images()))
     assert not again.training
     assert not again.trained, "random weights stay random through a save"
     assert again.config.num_heads == 4
@@ -72,7 +77,7 @@ def test_bare_timm_files_load(tmp_path: Path, name: str, prefix: str) -> None:
         torch.save({"epoch": 3, "model": state}, path)
     encoder = VisionEncoder.from_pretrained(path)
     assert encoder.trained
-    assert torch.equal(encoder(images()), model(images()))
+    assert same(encoder(images()), model(images()))
 
 
 def test_sharded_files_are_joined(tmp_path: Path) -> None:
@@ -187,7 +192,7 @@ def test_timm_directory_with_classifier_and_mean_pooling(tmp_path: Path) -> None
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     encoder = VisionEncoder.from_pretrained(tmp_path)
-    assert torch.equal(encoder(images()), model(images())), "features, not class scores"
+    assert same(encoder(images()), model(images())), "features, not class scores"
     assert (encoder.transform.fit, encoder.transform.resize_px) == ("crop", 35)
 
 
@@ -195,7 +200,7 @@ def test_timm_clip_keeps_its_projection(tmp_path: Path) -> None:
     model = vit(norm_pre=True, patch_bias=False, num_classes=16, head_bias=False, act="quick_gelu", eps=1e-5)
     save_file(model.state_dict() | {"head.bias": torch.zeros(16)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base_patch32_clip_quickgelu_224"}))
-    assert torch.equal(VisionEncoder.from_pretrained(tmp_path)(images()), model(images()))
+    assert same(VisionEncoder.from_pretrained(tmp_path)(images()), model(images()))
 
 
 def test_open_clip_directory_around_a_timm_tower(tmp_path: Path) -> None:
@@ -209,7 +214,7 @@ def test_open_clip_directory_around_a_timm_tower(tmp_path: Path) -> None:
     }
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     encoder = VisionEncoder.from_pretrained(tmp_path, act="gelu")
-    assert torch.equal(encoder(images()), model(images()))
+    assert same(encoder(images()), model(images()))
     assert encoder.transform.fit == "squash"
 
 
@@ -239,7 +244,7 @@ def test_deit_with_distillation_token(tmp_path: Path) -> None:
     state["dist_token"] = state.pop("reg_token")
     torch.save({"model": state | {"head_dist.weight": torch.zeros(5, 64)}}, tmp_path / "deit.pth")
     encoder = VisionEncoder.from_pretrained(tmp_path / "deit.pth")
-    assert torch.equal(encoder(images()), model(images()))
+    assert same(encoder(images()), model(images()))
 
 
 def test_image_size_resizes_table_and_preprocessing(own: Path) -> None:
@@ -297,7 +302,7 @@ def test_hub_ids_are_downloaded_once_and_then_found_offline(own: Path, monkeypat
         directory = hub.locate("owner/name", endpoint=endpoint, show_progress_bar=False)
         assert {path.name for path in directory.iterdir()} == {path.name for path in own.iterdir()}
         loaded = VisionEncoder.from_pretrained(directory)
-        assert torch.equal(loaded(images()), VisionEncoder.from_pretrained(own)(images()))
+        assert same(loaded(images()), VisionEncoder.from_pretrained(own)(images()))
         count = len(requests)
         assert hub.locate("owner/name", endpoint=endpoint, local_files_only=True) == directory
         assert len(requests) == count, "offline means no request"
