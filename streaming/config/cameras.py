@@ -95,6 +95,10 @@ class CameraSettings(Section):
     )
     realtime: bool = Field(default=False, description="Files: deliver at the pace of a camera and lose what is late.")
     loop: bool = Field(default=False, description="Files: start again at the end.")
+    timecode_strip: bool = Field(
+        default=False,
+        description="For measurements: the lowest 16 rows are a time code like that of the test scene, not picture.",
+    )
     tls: CameraTlsConfig = Field(default_factory=CameraTlsConfig, description="Trust, for rtsps:// and https://.")
     options: dict[str, str] = Field(
         default_factory=dict, description="Further FFmpeg options for opening the source; they win over ours."
@@ -136,6 +140,7 @@ class CameraConfig(CameraSettings):
             stall_factor=self.stall_factor,
             realtime=self.realtime,
             loop=self.loop,
+            strip=self.timecode_strip,
             options=self.options,
             tls_ca=None if self.tls.ca is None else str(self.tls.ca),
             tls_verify=self.tls.verify,

@@ -16,11 +16,10 @@ from streaming.clock import SYSTEM_CLOCK, Clock
 from streaming.errors import ConfigError, SourceError
 from streaming.frames import CaptureTime
 from streaming.sources.base import Picture, SourceConfig, StreamInfo
-from streaming.sources.planes import plane_view
 from streaming.sources.scene_params import SceneParams
-from streaming.sources.timecode import STRIP_PX, TimeCode, read_strip
+from streaming.sources.strip import STRIP_ERROR_US, read_time_code
+from streaming.sources.timecode import STRIP_PX
 
-SCENE_ERROR_US: Final = 100  # from the reading of the clock to the first stroke of the drawing
 ARRIVAL_ERROR_US: Final = 100_000  # rendering, encoding and a full pipe
 # NUT's header says all that a decoder needs: look no further, or the first second of pictures waits in the probe.
 _PROBE: Final = {"probesize": "32", "analyzeduration": "0", "fpsprobesize": "0"}
@@ -115,7 +114,7 @@ class SceneSource:
         if code is None:
             self.damaged_strips += 1
             return CaptureTime(arrived_us, "arrival", ARRIVAL_ERROR_US)
-        return CaptureTime(code.captured_at_us, "scene", SCENE_ERROR_US)
+        return CaptureTime(code.captured_at_us, "scene", STRIP_ERROR_US)
 
     def _lost(self, exc: Exception | None) -> SourceError:
         """Why nothing comes any more, in the words of the process if it left some."""
@@ -125,11 +124,6 @@ class SceneSource:
         if said:
             return SourceError("internal", f"{self._config.url}: the scene's process failed: {said}")
         return SourceError("ended", f"{self._config.url}: the scene has ended")
-
-
-def read_time_code(image: av.VideoFrame) -> TimeCode | None:
-    """The time code in the last 16 rows of a decoded picture of the scene, or None when it is damaged."""
-    return read_strip(plane_view(image.planes[0], (image.height, image.width))[-STRIP_PX:])
 
 
 def _pts_us(image: av.VideoFrame) -> int:

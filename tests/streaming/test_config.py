@@ -214,6 +214,7 @@ cameras:
     stall_factor: 4
     realtime: true
     loop: true
+    timecode_strip: true
     tls: {ca: /x.pem, verify: no}
     options: {a: b}
 """).cameras["a"]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from streaming.sources.scene import SceneParams
 from streaming.sources.scene_process import SceneEncoder
-from streaming.sources.scene_source import read_time_code
+from streaming.sources.strip import read_time_code
 from streaming.sources.timecode import STRIP_PX, TimeCode, read_strip, write_strip
 from tests.streaming.sources.scene_gear import decoded
 
