@@ -32,6 +32,7 @@ class CameraCapture:
         self._carried = Since()
         self._last_seq = row.captured - 1
         self._told: StateRecord | None = None
+        self._sending = asyncio.Lock()
         self.reader = CameraReader(
             camera,
             settings.source(),
@@ -62,7 +63,8 @@ class CameraCapture:
             sending = group.create_task(self._send_all(), name=f"send {self.camera}")
             await self.reader.run()
             await self.reader.slot.emptied()
-            sending.cancel()
+            async with self._sending:
+                sending.cancel()
         self.finished = True
 
     async def _send_all(self) -> None:
@@ -70,7 +72,8 @@ class CameraCapture:
             await self._link.credit(self.camera)
             await asyncio.sleep(max(0, self._not_before_ns - time.monotonic_ns()) / 1e9)
             taken = await self.reader.slot.get()
-            await self._send(taken)
+            async with self._sending:
+                await self._send(taken)
 
     async def _send(self, taken: Taken) -> None:
         cause: DropCause | None = "stopped"

@@ -68,13 +68,17 @@ class CommandReader:
         while True:
             for command in self.read_available():
                 if isinstance(command, Assignment):
+                    os.set_blocking(self.fd, False)
                     return command
             if self.closed:
                 raise EOFError("the supervisor closed the pipe before it sent an assignment")
 
     def read_available(self) -> list[Command]:
-        """Commands that have arrived; one read(2), so call it when the descriptor is readable."""
-        chunk = os.read(self.fd, 1 << 16)
+        """Commands that have arrived, in one read(2): blocks only before the first assignment."""
+        try:
+            chunk = os.read(self.fd, 1 << 16)
+        except BlockingIOError:
+            return []
         if not chunk:
             self.closed = True
             return []

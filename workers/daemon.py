@@ -11,6 +11,7 @@ from streaming.config import Config, load_config
 from streaming.config.review import require_files
 from streaming.logs import configure_logs, get_logger
 from streaming.transport import runtime_dir
+from workers.lock import lock_runtime
 from workers.supervisor import Supervisor, running
 
 _log = get_logger("daemon")
@@ -38,7 +39,9 @@ def runtime_of(config: Config) -> Path:
 
 
 async def _serve(config: Config, load: Callable[[], Config], *, single_process: bool) -> int:
-    supervisor = Supervisor(config, runtime=runtime_of(config), load=load, single_process=single_process)
+    runtime = runtime_of(config)
+    lock_runtime(runtime)
+    supervisor = Supervisor(config, runtime=runtime, load=load, single_process=single_process)
     code = 0
     async with running(supervisor) as stop:
         loop = asyncio.get_running_loop()

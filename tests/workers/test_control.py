@@ -76,3 +76,12 @@ def test_status_to_a_supervisor_that_is_gone_is_no_error(pipe: tuple[int, int]) 
     read_fd, write_fd = pipe
     os.close(read_fd)
     StatusWriter(write_fd).send(Status("alive"))
+
+
+def test_commands_after_the_first_never_block(pipe: tuple[int, int]) -> None:
+    read_fd, write_fd = pipe
+    os.write(write_fd, encode_command(ASSIGNMENT))
+    reader = CommandReader(read_fd)
+    reader.wait_first()
+    assert reader.read_available() == []
+    assert not reader.closed
