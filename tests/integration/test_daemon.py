@@ -140,30 +140,31 @@ async def test_reload_adds_removes_and_changes_cameras_and_touches_no_other(tmp_
     async with FeatureSubscriber(broker.url) as subscriber:
         with daemon(tmp_path, config(broker, f"{stays}\n{goes}\n{changes}")) as running:
             await asyncio.gather(*(take(subscriber, camera, 3) for camera in ("stays", "goes", "changes")))
-            resets = asyncio.create_task(count_resets(subscriber, "stays"))
+            reset_flags: list[bool] = []
+            resets = asyncio.create_task(collect_resets(subscriber, "stays", reset_flags))
+            removal = asyncio.create_task(until_state(subscriber, "goes", "removed"))
+            await until_state(subscriber, "goes", "streaming")
             running.reload(config(broker, f"{stays}\n{changed}\n{comes}"))
             await take(subscriber, "comes", 3)
-            await until_state(subscriber, "goes", "removed")
+            await removal
             await take(subscriber, "changes", 3)
             running.reload("cameras: {oops")
             await asyncio.to_thread(running.wait_for, "reload refused; the running configuration stays")
             await take(subscriber, "stays", 3)
             resets.cancel()
+            await asyncio.gather(resets, return_exceptions=True)
             code, _ = await asyncio.to_thread(running.stop)
             totals = running.totals()
     assert code == 0
     assert set(totals) == {"stays", "changes", "comes"}
     assert all(add_up(row) for row in totals.values()), totals
-    assert COUNTED["stays"] == 0
+    assert reset_flags
+    assert not any(reset_flags)
 
 
-COUNTED: dict[str, int] = {}
-
-
-async def count_resets(subscriber: FeatureSubscriber, camera: str) -> None:
-    COUNTED[camera] = 0
+async def collect_resets(subscriber: FeatureSubscriber, camera: str, flags: list[bool]) -> None:
     async for feature in subscriber.features(camera):
-        COUNTED[camera] += feature.reset
+        flags.append(feature.reset)
 
 
 async def test_stop_takes_under_five_seconds_with_a_dead_broker_and_a_stuck_camera(tmp_path: Path) -> None:
