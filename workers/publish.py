@@ -9,6 +9,7 @@ from typing import Any
 from streaming.board import AccountBoard
 from streaming.config import Config
 from streaming.frames import DROP_CAUSES
+from streaming.logs import get_logger
 from streaming.mqtt.publisher import CameraStatistics, Publisher
 from streaming.records import FeatureRecord, HeldRecord, ModelDescriptor, StateRecord, WorkerStats
 from streaming.transport import RecordReceiver
@@ -18,7 +19,10 @@ from workers.endpoints import shared_context
 from workers.health import Health
 from workers.mqtt_settings import event_settings_of, mqtt_settings_of
 
+_log = get_logger("publish")
 _BEAT_S = 1.0
+MAX_ADOPTED = 256
+"""Cameras of other hosts: a capture host has a key of ours, and still must not fill our memory with names."""
 
 
 class PublishWorker:
@@ -29,6 +33,7 @@ class PublishWorker:
         self._health = Health(assignment.worker)
         self._workers: dict[str, WorkerStats] = {}
         self._before: dict[str, dict[str, int]] = {}
+        self._adopted: dict[str, None] = {}
         self._records = 0
 
     async def run(self, commands: CommandReader) -> None:
@@ -62,7 +67,7 @@ class PublishWorker:
                     self._take(record)
                 self._publisher.close()
                 await publishing
-            self._account()
+            self._account(stopped=True)
 
     async def _obey(self, commands: CommandReader) -> None:
         async for order in read_orders(commands):
@@ -75,7 +80,22 @@ class PublishWorker:
         """The cameras from now on; each goes on where the board says that its account stands."""
         rows = {camera: self._board.row(camera).totals() for camera in assignment.cameras}
         self._before = {camera: self._before.get(camera, row) for camera, row in rows.items()}
-        self._publisher.set_cameras({camera: row["accounted"] for camera, row in rows.items()})
+        self._adopted = {camera: None for camera in self._adopted if camera not in rows}
+        self._tell_cameras()
+
+    def _tell_cameras(self) -> None:
+        known = {camera: row["accounted"] for camera, row in self._before.items()}
+        self._publisher.set_cameras({**self._adopted, **known})
+
+    def _adopt(self, camera: str) -> None:
+        """Take in a camera that a capture host declares and this one does not; its account is kept on that host."""
+        if "capture" in self._config.roles or camera in self._before or camera in self._adopted:
+            return
+        if len(self._adopted) >= MAX_ADOPTED:
+            _log.error("too many cameras from other hosts", camera=camera, limit=MAX_ADOPTED)
+            return
+        self._adopted[camera] = None
+        self._tell_cameras()
 
     async def _collect(self) -> None:
         async for record in self._receiver:
@@ -84,6 +104,8 @@ class PublishWorker:
     def _take(self, record: ToPublisher) -> None:
         self._records += 1
         publisher = self._publisher
+        if isinstance(record, FeatureRecord | HeldRecord | Tail | StateRecord):
+            self._adopt(record.camera)
         match record:
             case FeatureRecord():
                 publisher.publish_feature(record)
@@ -130,13 +152,20 @@ class PublishWorker:
         figures["publisher"] = {stage: list(v) for stage, v in self._publisher.statistics().percentiles_ms.items()}
         return figures
 
-    def _account(self) -> None:
-        """Write the totals to the board, on top of what an earlier publisher of this daemon had counted."""
+    def _account(self, *, stopped: bool = False) -> None:
+        """Write the totals to the board, on top of what an earlier publisher of this daemon had counted.
+
+        `stopped`: what still waits for the broker will not be sent any more.
+        """
         for camera, found in self._publisher.statistics().cameras.items():
-            before, row = self._before.get(camera, {}), self._board.row(camera)
+            if camera not in self._before:
+                continue
+            before, row = self._before[camera], self._board.row(camera)
             row["accounted"] = found.accounted_upto + 1
             for counter, value in _totals(found).items():
                 row[counter] = before.get(counter, 0) + value
+            if stopped:
+                row.drop("stopped", found.waiting)
 
 
 def _totals(found: CameraStatistics) -> dict[str, int]:

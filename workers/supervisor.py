@@ -188,7 +188,9 @@ class Supervisor:
 
         Final only after `run` has come back; before that the difference is merely in flight.
         """
-        return {camera: _with_lost(self.board.totals(camera)) for camera in self.board.cameras()}
+        rows = {camera: self.board.totals(camera) for camera in self.board.cameras()}
+        whole = {"capture", "publish"} <= set(self.config.roles)  # else one half of the account is on another host
+        return {camera: _with_lost(row) if whole else row for camera, row in rows.items()}
 
 
 def _with_lost(row: dict[str, int]) -> dict[str, int]:
