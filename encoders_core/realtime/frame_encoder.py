@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encoders_core.errors import OptionError
+from encoders_core.errors import InputError, OptionError
 from encoders_core.models.efficientnet_lite import FEATURES, EfficientNetLite, fold
 from encoders_core.preprocessing import Fit, InputSpec, normalise
 from encoders_core.realtime.change import Change
@@ -54,7 +54,10 @@ class Plan:
 
 
 class FrameEncoder(Protocol):
-    """One model behind the realtime encoder. Weights live here, what a camera needs remembered in its state."""
+    """One model behind the realtime encoder. Weights live here, what a camera needs remembered in its state.
+
+    One that takes square pictures of other sizes too lists them, its own first, in `sizes_px`.
+    """
 
     @property
     def descriptor(self) -> EncoderDescriptor:
@@ -87,9 +90,13 @@ class DenseState:
 
 
 class ConvFrameEncoder:
-    """EfficientNet-Lite0 behind the protocol: every pass is dense, `rows` are the 7 x 7 cells of its last grid."""
+    """EfficientNet-Lite0 behind the protocol: every pass is dense, `rows` are the cells of its last grid, 7 x 7 at 224.
 
-    _ROWS: Final = 49
+    Being convolutions all through, it takes smaller pictures as well: less detail for less time, in the same space.
+    """
+
+    sizes_px: Final = (224, 192, 160, 128)
+    _CELL_PX: Final = 32
 
     def __init__(
         self, network: EfficientNetLite, *, trained: bool, calibration: GateCalibration, fit: Fit = "squash"
@@ -112,16 +119,20 @@ class ConvFrameEncoder:
         return DenseState()
 
     def plan(self, state: DenseState, frame: NDArray[np.uint8], change: Change | None = None) -> Plan:
-        """(224, 224, 3) uint8 -> a dense plan."""
+        """(S, S, 3) uint8, S one of `sizes_px` -> a dense plan. Raises InputError for another size."""
+        if frame.shape not in [(size, size, 3) for size in self.sizes_px]:
+            raise InputError(f"expected a frame of (S, S, 3) with S one of {self.sizes_px}, got {frame.shape}")
+        rows = (frame.shape[0] // self._CELL_PX) ** 2
         cut = change is not None and change.cut
         share = 1.0 if change is None else change.share
-        return Plan(state, frame, self._ROWS, self._ROWS, change=share, cut=cut, cold=cut or not state.warm)
+        return Plan(state, frame, rows, rows, change=share, cut=cut, cold=cut or not state.warm)
 
     @torch.inference_mode()
     def encode(self, plans: Sequence[Plan]) -> Generator[None, None, NDArray[np.float32]]:
-        """Plans -> yields between blocks, returns (B, 1280) float32 features, not normalised."""
+        """Plans of frames of one size -> yields between blocks, returns (B, 1280) float32 features, not normalised."""
         frames = torch.from_numpy(np.stack([plan.frame for plan in plans]))
-        features = yield from self._network.forward_steps(normalise(frames, self.descriptor.input))
+        spec = replace(self.descriptor.input, size_hw=(frames.shape[1], frames.shape[2]))
+        features = yield from self._network.forward_steps(normalise(frames, spec))
         for plan in plans:
             plan.state.warm = True
         result: NDArray[np.float32] = features.numpy()

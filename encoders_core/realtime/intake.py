@@ -64,6 +64,13 @@ def fit_frame(frame: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
             return boxed
 
 
+def shrink_frame(frame: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 -> (size_px, size_px, 3) uint8, the mean over each new pixel's area."""
+    if frame.shape[:2] == (size_px, size_px):
+        return frame
+    return np.asarray(cv2.resize(frame, (size_px, size_px), interpolation=cv2.INTER_AREA), np.uint8)
+
+
 def _resize(frame: NDArray[np.uint8], size_hw: tuple[int, int], spec: InputSpec) -> NDArray[np.uint8]:
     resized = cv2.resize(np.ascontiguousarray(frame), size_hw[::-1], interpolation=_SCALERS[spec.scaler])
     return np.asarray(resized, np.uint8)

@@ -61,7 +61,7 @@ class RealtimeJob:
         self._error: Exception | None = None
         self._spent_ns = 0
         try:
-            self._plan = arrival.session.begin(arrival.pixels, arrival.at_ns, arrival.decision)
+            self._plan = arrival.session.begin(arrival.pixels, arrival.at_ns, arrival.decision, job.rung)
             self._steps = encoder.frame_encoder.encode([self._plan])
         except Exception as error:  # noqa: BLE001  as in `step`
             self._error = error
@@ -128,7 +128,9 @@ class RealtimeVideoEncoder:
     """One model for many cameras; what it remembers of each is its own.
 
     `budget_ms`: from a frame's arrival to its vector, for cameras that name none. `gate`: a fidelity level, a GateConfig,
-    or None to encode every frame. `temporal`: adds the temporal head. `clock`: monotonic nanoseconds.
+    or None to encode every frame. `temporal`: adds the temporal head. `rungs`: sizes of the model, in pixels, largest
+    first, to step down when the predicted cost misses the budget; without them only the model's own. `lossless`: `stream`
+    encodes or holds every frame in order, and its source waits. `clock`: monotonic nanoseconds.
     """
 
     def __init__(
@@ -138,6 +140,8 @@ class RealtimeVideoEncoder:
         budget_ms: float = 100.0,
         gate: GateConfig | QualityLevel | None = "balanced",
         temporal: TemporalConfig | None = None,
+        rungs: Sequence[int] | None = None,
+        lossless: bool = False,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.frame_encoder, self.clock = frame_encoder, clock
@@ -146,7 +150,8 @@ class RealtimeVideoEncoder:
         self._gate = _gate_config(gate)
         self._stepper = TemporalStepper(TemporalHead(frame_encoder.descriptor.dim, temporal)) if temporal else None
         self._sessions: dict[str, Session] = {}
-        self._rung = frame_encoder.descriptor.input.size_hw[0]
+        self._rungs = _rungs(frame_encoder, rungs)
+        self.lossless = lossless
 
     @property
     def temporal_descriptor(self) -> EncoderDescriptor | None:
@@ -223,6 +228,10 @@ class RealtimeVideoEncoder:
         """
         if camera not in self._sessions:
             self.add_camera(camera)
+        if self.lossless:
+            async for feature in self._stream_all(frames, camera):
+                yield feature
+            return
         inbox = _Inbox()
         reader = asyncio.create_task(self._read(frames, camera, inbox), name=f"camvec.stream[{camera}]")
         try:
@@ -280,7 +289,7 @@ class RealtimeVideoEncoder:
             held=held,
             cold=cold,
             lossless=lossless,
-            rung=self._rung,
+            rung=self.scheduler.fit_rung(camera, arrived_ns, self.clock(), self._rungs),
         )
         if held:
             session.hold()
@@ -307,7 +316,7 @@ class RealtimeVideoEncoder:
                 pass
             costs_ns.append(self.clock() - started_ns)
         for cost_ns in costs_ns[1:]:
-            self.scheduler.measured(self._rung, cost_ns)
+            self.scheduler.measured(self._rungs[0], cost_ns)
         return float(np.median(costs_ns[1:])) / 1e6
 
     def statistics(self) -> dict[str, CameraStatistics]:
@@ -351,7 +360,7 @@ class RealtimeVideoEncoder:
         latency_ns = self.clock() - arrival.arrived_ns
         quality = StreamQuality(
             reason="held",
-            rung=self._rung,
+            rung=arrival.session.rung,
             tokens_updated=0,
             tokens_total=arrival.session.tokens_total,
             cold=False,
@@ -361,6 +370,19 @@ class RealtimeVideoEncoder:
             budget_met=True,
         )
         return _feature(outcome.camera, output, quality, latency_ns, arrival.tag)
+
+    async def _stream_all(
+        self, frames: AsyncIterable[torch.Tensor | NDArray[Any]], camera: str
+    ) -> AsyncIterator[StreamFeature]:
+        async for frame in frames:
+            pixels = as_frame(frame, self.frame_encoder.descriptor.input)
+            for outcome in self.offer(camera, pixels, self.clock(), lossless=True):
+                if isinstance(outcome, Held):
+                    yield self._held(outcome)
+            job, _ = self.next_job(camera=camera)
+            if job:
+                await asyncio.to_thread(_run, job)
+                yield job.result()
 
     async def _read(self, frames: AsyncIterable[torch.Tensor | NDArray[Any]], camera: str, inbox: "_Inbox") -> None:
         try:
@@ -401,6 +423,19 @@ def _gate_config(gate: GateConfig | QualityLevel | None) -> GateConfig | None:
     if gate not in QUALITY_TARGETS:
         raise OptionError(f"gate: expected one of {', '.join(QUALITY_TARGETS)}, a GateConfig or None, got {gate!r}")
     return GateConfig(target_fvu=QUALITY_TARGETS[gate])
+
+
+def _rungs(frame_encoder: FrameEncoder, rungs: Sequence[int] | None) -> list[int]:
+    """The sizes to choose from, largest first. Raises OptionError for one that the model does not take."""
+    own = frame_encoder.descriptor.input.size_hw[0]
+    known = getattr(frame_encoder, "sizes_px", (own,))
+    if rungs is None:
+        return [own]
+    if not rungs or rungs[0] != own or sorted(set(rungs), reverse=True) != list(rungs) or not set(rungs) <= set(known):
+        raise OptionError(
+            f"rungs: expected some of {list(known)}, largest first, beginning with {own}, got {list(rungs)}"
+        )
+    return list(rungs)
 
 
 def _timestamps(timestamps_us: Sequence[int] | None, count: int) -> Sequence[int | None]:

@@ -7,6 +7,7 @@ dropped before they start (Clockwork, OSDI 2020).
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, Literal, TypeVar
 
@@ -22,6 +23,7 @@ WEIGHTS: Final[dict[Priority, float]] = {"low": 1.0, "normal": 2.0, "high": 4.0}
 _ACTIVE_NS: Final = 2_000_000_000
 _FLOOR_NS: Final = 2_000_000_000
 _MAX_LAG: Final = 10  # jobs that a camera may be owed
+_STEP_UP: Final = 0.8  # share of the time that a larger picture may take to be tried again
 
 
 @dataclass(slots=True)
@@ -203,6 +205,23 @@ class FrameScheduler(Generic[FrameT]):
     def measured(self, rung: int, cost_ns: int) -> None:
         """A cost from elsewhere, such as a warm-up pass."""
         self._costs.add(rung, cost_ns)
+
+    def fit_rung(self, camera: str, arrived_ns: int, now_ns: int, rungs: Sequence[int]) -> int:
+        """The largest of `rungs` (input sizes in pixels, largest first) with which a frame can meet its deadline.
+
+        What other sizes cost follows from what this camera's present one costs, as the area; to step up again a fifth of
+        the time must stay free. When none fits, the smallest.
+        """
+        state = self._camera(camera)
+        left_ns = arrived_ns + state.budget_ns - now_ns
+        present = state.rung if state.rung in rungs else rungs[0]
+        cost_ns = self._costs.p95_ns(present)
+        for rung in rungs:
+            if cost_ns * (rung / present) ** 2 <= left_ns * (_STEP_UP if rung > present else 1.0):
+                if rung > present:
+                    self._costs.forget(rung)  # it was measured when it was too slow
+                return rung
+        return rungs[-1]
 
     def pace_us(self, camera: str) -> int:
         """How far apart frames of `camera` should come, microseconds, so that what comes can be used; 0: no limit."""

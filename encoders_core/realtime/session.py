@@ -12,6 +12,7 @@ from encoders_core.config import GateConfig
 from encoders_core.realtime.change import Change
 from encoders_core.realtime.frame_encoder import FrameEncoder, Plan
 from encoders_core.realtime.frame_gate import Decision, FrameGate
+from encoders_core.realtime.intake import shrink_frame
 from encoders_core.realtime.temporal import TemporalState, TemporalStepper
 
 _EVERY_FRAME = Change(score=0.0, share=1.0, cut=False, light=False)
@@ -39,6 +40,8 @@ class Session:
         self.output: Output | None = None
         self.at_ns = 0
         """Stream time of the last frame."""
+        self.rung = self._own_rung = encoder.descriptor.input.size_hw[0]
+        """Size of the picture that was encoded last, pixels."""
         self.tokens_total = 0
         """The model's units of work for a frame."""
 
@@ -61,11 +64,14 @@ class Session:
             return Decision("change" if self._begun else "cold", _EVERY_FRAME, 1.0)
         return self._gate.decide(frame, at_ns)
 
-    def begin(self, frame: NDArray[np.uint8], at_ns: int, decision: Decision) -> Plan:
-        """The encoding of `frame` starts: what it will do."""
+    def begin(self, frame: NDArray[np.uint8], at_ns: int, decision: Decision, rung: int | None = None) -> Plan:
+        """The encoding of `frame` starts, made smaller to `rung` pixels if that is named: what it will do."""
         if self._gate:
             self._gate.begin(frame, at_ns, decision)
         self._begun = self._encoding = True
+        self.rung = self._own_rung if rung is None else rung
+        if self.rung != self._own_rung:
+            frame = shrink_frame(frame, self.rung)
         plan = self._encoder.plan(self._state, frame, decision.change)
         self.tokens_total = plan.rows_total
         return plan

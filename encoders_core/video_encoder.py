@@ -1,0 +1,471 @@
+"""VideoEncoder: clips to vectors, by an image model on every frame and a temporal model, or by a space-time transformer."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+
+import torch
+import torch.nn.functional as F  # noqa: N812  the field's own name for it
+from torch import Tensor, nn
+
+from encoders_core.encoder import Encoder, Vectors, as_output
+from encoders_core.errors import InputError, OptionError
+from encoders_core.image_transform import ImageTransform
+from encoders_core.images import ChannelOrder, ValueRange
+from encoders_core.models.frame_tower import ClipTower, FrameTower, Steps
+from encoders_core.models.temporal_heads import SequenceHead
+from encoders_core.models.temporal_pooling import TemporalPool
+from encoders_core.models.vit import VisionTransformer, VitConfig
+from encoders_core.options import refuse_unknown
+from encoders_core.results import join
+from encoders_core.video.clips import Clip, ClipReading, as_clips, is_single, masks_of, read_clip, unit_pixels
+from encoders_core.video.loading import OWN, VideoParts, open_parts
+from encoders_core.video.motion import difference_motion, flow_motion
+from encoders_core.video.options import AGGREGATIONS, TemporalAggregation, VideoConfig, changed, sequence_config
+from encoders_core.video.result import NO_FRAME, VideoResult
+from encoders_core.video.sampling import grey
+from encoders_core.vision_encoder import VisionEncoder
+from encoders_core.weights.files import load_strictly, write_tensors
+from encoders_core.weights.hub import locate
+from encoders_core.weights.video_layouts import read_model, write_config
+
+if TYPE_CHECKING:
+    from encoders_core.realtime.realtime_encoder import RealtimeVideoEncoder
+
+logger = logging.getLogger(__name__)
+
+_ENCODE_VIDEO_WORDS: Final = (
+    *("batch_size", "show_progress_bar", "convert_to_numpy", "convert_to_tensor", "normalize_embeddings"),
+    *("truncate_dim", "temporal_aggregation", "channel_order", "value_range", "source_fps"),
+)
+
+
+class VideoEncoder(Encoder):
+    """Clips -> vectors of `output_dim`.
+
+    Built by its constructor it is a ViT on every frame, a temporal transformer over the frames, and a pooling over time,
+    all random (`trained` is False, and the log says so). `from_pretrained` and `from_image_encoder` bring trained frame
+    features; a temporal model without trained weights then starts as the identity and the pooling as the mean, so that
+    clips are encoded as the mean of their frames until it is trained. Clips longer than `max_frames` are sampled; `fps`
+    is what clips that say their rate are brought to.
+    """
+
+    modalities: ClassVar[tuple[str, ...]] = ("video",)
+    tower: FrameTower | ClipTower
+    temporal: SequenceHead | None
+    pool: TemporalPool
+    head: nn.Module
+    transform: ImageTransform
+    """Preprocessing of each frame; replace it to change it."""
+    config: VideoConfig
+    enable_preprocessing: bool
+    seed: int | None
+
+    def __init__(
+        self,
+        *,
+        max_frames: int = 64,
+        frame_size: int | tuple[int, int] = 224,
+        fps: float = 30,
+        num_layers: int = 12,
+        hidden_dim: int = 768,
+        num_heads: int = 12,
+        temporal_layers: int = 4,
+        output_dim: int | None = 512,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        mlp_ratio: float = 4.0,
+        act: str = "gelu",
+        enable_preprocessing: bool = True,
+        seed: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        frames = VitConfig(
+            img_size=frame_size if isinstance(frame_size, tuple) else (frame_size, frame_size),
+            patch_size=patch_size,
+            in_chans=in_channels,
+            embed_dim=hidden_dim,
+            depth=num_layers,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            act=act,
+        )
+        half = (0.5,) * in_channels
+        with _seeded(seed):
+            parts = VideoParts(
+                tower=FrameTower(VisionTransformer(frames)),
+                config=_frame_config(max_frames, fps, temporal_layers, hidden_dim, num_heads),
+                transform=ImageTransform(size_hw=frames.img_size, mean=half, std=half),
+                output_dim=output_dim,
+                trained=False,
+            )
+            _furnish(self, parts, enable_preprocessing, seed)
+        self.to(device=device, dtype=dtype)
+        logger.warning("VideoEncoder: the weights are random; its features mean nothing until trained or loaded")
+
+    @classmethod
+    def from_image_encoder(
+        cls,
+        encoder: VisionEncoder,
+        *,
+        max_frames: int = 64,
+        fps: float = 30,
+        temporal_layers: int = 4,
+        seed: int | None = None,
+    ) -> Self:
+        """An encoder of clips around an image encoder, whose weights it shares; features lie in the images' space.
+
+        The temporal model is new: until it is trained, a clip's feature is the mean of its frames'.
+        """
+        if encoder.config.pool == "none":
+            raise OptionError("expected an image encoder that gives one vector a picture; its use_pooling is off")
+        parts = VideoParts(
+            tower=FrameTower(encoder.model),
+            config=_frame_config(max_frames, fps, temporal_layers, encoder.output_dim, None),
+            transform=encoder.transform,
+            trained=encoder.trained,
+        )
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        with _seeded(seed):
+            _furnish(made, parts, encoder.enable_preprocessing, seed)
+        if temporal_layers:
+            logger.info("VideoEncoder: the temporal model is untrained; clips are encoded as the mean of their frames")
+        return made.to(device=encoder.device, dtype=encoder.dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        max_frames: int = 64,
+        fps: float = 30,
+        temporal_layers: int | None = None,
+        enable_preprocessing: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        show_progress_bar: bool = True,
+        **image_options: Any,
+    ) -> Self:
+        """An encoder with trained weights, in evaluation mode, from a directory, a weights file or a hub id `owner/name`.
+
+        Understood are our own directories (which say `max_frames`, `fps` and the temporal model themselves), VideoMAE,
+        ViViT and TimeSformer of transformers (which say `max_frames`, and have no temporal model on top unless
+        `temporal_layers` asks for one), and every image checkpoint that VisionEncoder reads, for which `image_options`
+        are its `image_size`, `act` and `num_heads`. Raises WeightsNotFoundError, WeightsError, OptionError.
+        """
+        path = locate(source, revision=revision, local_files_only=local_files_only, show_progress_bar=show_progress_bar)
+        dtype = dtype or torch.float32
+        parts = open_parts(path, read_model(path), fps=fps, temporal_layers=temporal_layers, dtype=dtype)
+        if parts is None:
+            refuse_unknown(image_options, ("image_size", "act", "num_heads"), "from_pretrained")
+            images = VisionEncoder.from_pretrained(
+                path, enable_preprocessing=enable_preprocessing, device=device, dtype=dtype, **image_options
+            )
+            layers = 4 if temporal_layers is None else temporal_layers
+            return cls.from_image_encoder(images, max_frames=max_frames, fps=fps, temporal_layers=layers)
+        refuse_unknown(image_options, (), "from_pretrained of a video checkpoint")
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        with torch.device("meta" if parts.tensors else "cpu"):
+            _furnish(made, parts, enable_preprocessing)
+        if parts.tensors:
+            load_strictly(made, parts.tensors, source=str(path), family="camvec video", dtype=dtype)
+        return made.to(device=device, dtype=dtype)
+
+    @classmethod
+    def create_realtime(
+        cls, config: Mapping[str, Any] | None = None, buffer_size: int | None = None, **options: Any
+    ) -> "RealtimeVideoEncoder":
+        """An encoder of live streams with a latency budget; see `encoders_core.video.live.create_realtime`."""
+        from encoders_core.video.live import create_realtime  # noqa: PLC0415  the realtime part is wanted only here
+
+        return create_realtime(config, buffer_size, **options)
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write `config.json`, `preprocessor_config.json` and `model.safetensors`, for `from_pretrained`."""
+        model = self.tower.model.config
+        kind = "frames" if isinstance(self.tower, FrameTower) else "clips"
+        content = {
+            "architecture": OWN,
+            kind: dataclasses.asdict(model),
+            "video": self.config.to_dict(),
+            "output_dim": self.output_dim,
+            "trained": self.trained,
+        }
+        write_config(Path(directory), content, self.transform)
+        write_tensors(self.state_dict(), Path(directory) / "model.safetensors")
+
+    @property
+    def output_dim(self) -> int:
+        """Width of the features."""
+        return self.head.out_features if isinstance(self.head, nn.Linear) else self.tower.dim
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, temporal_aggregation: TemporalAggregation | None = None
+    ) -> Tensor:
+        """(B, T, C, H, W) normalised, `mask` (B, T) True where a frame counts -> (B, output_dim); gradients pass."""
+        return self._run(x, mask, temporal_aggregation).features
+
+    def encode(
+        self,
+        videos: Any,
+        temporal_aggregation: TemporalAggregation | None = None,
+        normalize_output: bool = True,
+        return_temporal_attention: bool = False,
+        *,
+        frame_mask: Any = None,
+        return_frame_features: bool = False,
+        return_layer_attention: bool = False,
+        batch_size: int = 8,
+        source_fps: float | None = None,
+        channel_order: ChannelOrder = "rgb",
+        value_range: ValueRange = "auto",
+    ) -> VideoResult:
+        """Clips -> features (B, output_dim) float32, of unit length with `normalize_output`; one clip is B = 1.
+
+        `videos`: a tensor (B, T, C, H, W), an array (B, T, H, W, C), one clip of either, a video file, a list of pictures
+        (one clip), {"array": ..., "video_metadata": {"fps": ...}}, or a list of clips, which may differ in length. uint8
+        goes through `transform`; floats are taken as normalised input (`value_range="unit"`: pixels from 0 to 1).
+        `frame_mask` (B, T), or one row a clip, is False for frames that do not count. `temporal_aggregation`: "attention",
+        "mean", "max", "lstm", or "cls_token" for towers with one; None is what was configured. `batch_size` counts
+        clips. Raises InputError for what is no clip, OptionError.
+        """
+        clips = as_clips(videos)
+        masks = masks_of(frame_mask, len(clips))
+        how = self._reading(channel_order, value_range)
+        parts = []
+        with self.inference():
+            for start in range(0, len(clips), max(1, batch_size)):
+                rows = range(start, min(len(clips), start + max(1, batch_size)))
+                read = [read_clip(clips[row], how, mask=masks[row], source_fps=source_fps) for row in rows]
+                part = self._encode_clips(
+                    read, temporal_aggregation, attention=return_temporal_attention, layers=return_layer_attention
+                )
+                parts.append(part if return_frame_features else dataclasses.replace(part, frame_features=None))
+        if not parts:
+            raise InputError("expected at least one clip, got none")
+        result = join(parts)
+        if not normalize_output:
+            return result
+        return dataclasses.replace(result, features=F.normalize(result.features, dim=-1))
+
+    def encode_video(
+        self,
+        videos: Any,
+        batch_size: int = 8,
+        show_progress_bar: bool | None = None,
+        *,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        temporal_aggregation: TemporalAggregation | None = None,
+        source_fps: float | None = None,
+        channel_order: ChannelOrder = "rgb",
+        value_range: ValueRange = "auto",
+        **unknown: object,
+    ) -> Vectors:
+        """Clips -> vectors, with the conventions of sentence-transformers: numpy float32 unless asked otherwise.
+
+        One clip gives (D,), a list of clips or a batch (B, D). Raises InputError, OptionError.
+        """
+        refuse_unknown(unknown, _ENCODE_VIDEO_WORDS, "encode_video")
+        how = self._reading(channel_order, value_range)
+
+        def embed(batch: list[Any]) -> Tensor:
+            read = [read_clip(clip, how, source_fps=source_fps) for clip in batch]
+            return self._encode_clips(read, temporal_aggregation).features
+
+        vectors = self.embed_all(as_clips(videos), embed, batch_size=batch_size, show_progress_bar=show_progress_bar)
+        return as_output(
+            vectors,
+            single=is_single(videos),
+            convert_to_numpy=convert_to_numpy,
+            convert_to_tensor=convert_to_tensor,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+        )
+
+    def configure_temporal_processing(self, config: Mapping[str, Any]) -> None:
+        """Change the temporal side in place; sections and keys that are not named stay as they are.
+
+        `temporal_modeling`: type (transformer, lstm, gru, conv3d), temporal_attention, positional_encoding (sinusoidal,
+        learnable, none), max_temporal_distance in sampled frames, num_layers, causal; a change makes a new, untrained
+        model. `frame_sampling`: strategy, adaptive_threshold, key_frame_threshold (see `Sampling`), interpolation (of
+        each frame to the model's size). `motion_modeling`: enable_optical_flow (motion is measured in pixels by optical
+        flow rather than by grey levels, and reported), motion_attention, temporal_pooling (the aggregation of `encode`
+        when it names none). Raises OptionError that names the valid ones, before anything is changed.
+        """
+        heads = self.tower.model.config.num_heads
+        new, interpolation = changed(self.config, config, width=self.tower.dim, num_heads=heads)
+        self._check_aggregation(new.pooling)
+        if new.optical_flow:
+            flow_motion(torch.zeros(2, 16, 16))  # OptionError now rather than at the first clip
+        if new.temporal != self.config.temporal:
+            if self.trained and self.temporal is not None:
+                logger.warning("the new temporal model is untrained: clips are encoded as the mean of their frames")
+            with _seeded(self.seed):
+                self.temporal = _head(self.tower, new)
+            self.temporal = None if self.temporal is None else self.temporal.to(self.device, self.dtype)
+            self.train(self.training)
+        if interpolation is not None:
+            self.transform = dataclasses.replace(self.transform, interpolation=interpolation)
+        self.config = new
+
+    def preprocess(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
+        """Clips -> normalised (B, T, C, H, W) and (B, T) True where a frame is one, padded behind with zeros."""
+        ready = [self._frames(clip.frames) for clip in clips]
+        if len({one.shape[1:] for one in ready}) > 1:
+            raise InputError(
+                f"expected frames of one size in a batch, got {sorted({tuple(x.shape[1:]) for x in ready})}"
+            )
+        longest = max(one.shape[0] for one in ready)
+        batch = torch.stack([F.pad(one, (0, 0, 0, 0, 0, 0, 0, longest - one.shape[0])) for one in ready])
+        lengths = torch.tensor([one.shape[0] for one in ready])
+        mask = torch.arange(longest)[None] < lengths[:, None]
+        return batch.to(self.device, self.dtype), mask.to(self.device)
+
+    def _reading(self, channel_order: ChannelOrder, value_range: ValueRange) -> ClipReading:
+        return ClipReading(
+            limit=self.config.max_frames,
+            exactly=isinstance(self.tower, ClipTower),
+            fps=self.config.fps,
+            sampling=self.config.sampling,
+            channels=self.tower.model.config.in_chans,
+            channel_order=channel_order,
+            value_range=value_range,
+            unit=partial(unit_pixels, transform=self.transform),
+        )
+
+    def _frames(self, frames: Sequence[Tensor]) -> Tensor:
+        """(T, C, h, w) model input."""
+        pixels = [frame.dtype == torch.uint8 for frame in frames]
+        if any(pixels) and not self.enable_preprocessing:
+            raise InputError("preprocessing is off: expected normalised floats (B, T, C, H, W), got uint8 pixels")
+        if all(pixels):
+            return self.transform(frames)
+        ready = [self.transform([one])[0] if raw else one for one, raw in zip(frames, pixels, strict=True)]
+        if len({frame.shape for frame in ready}) > 1:
+            raise InputError("expected frames of one size in a clip of model input")
+        return torch.stack(ready)
+
+    def _encode_clips(
+        self,
+        clips: Sequence[Clip],
+        aggregation: TemporalAggregation | None,
+        *,
+        attention: bool = False,
+        layers: bool = False,
+    ) -> VideoResult:
+        x, mask = self.preprocess(clips)
+        result = self._run(x, None if bool(mask.all()) else mask, aggregation, attention=attention, layers=layers)
+        indices = torch.full(mask.shape, NO_FRAME)
+        for row, clip in enumerate(clips):
+            indices[row, : len(clip.indices)] = torch.tensor(clip.indices)
+        return dataclasses.replace(result, frame_indices=indices, features=result.features.float())
+
+    def _run(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        aggregation: TemporalAggregation | None,
+        *,
+        attention: bool = False,
+        layers: bool = False,
+    ) -> VideoResult:
+        """The whole computation on model input (B, T, C, H, W)."""
+        if x.ndim != 5:
+            raise InputError(f"expected clips (B, T, C, H, W), got {tuple(x.shape)}")
+        how = self._check_aggregation(aggregation or self.config.pooling, attention=attention)
+        wants_maps = self.temporal is not None and self.temporal.map_dim is not None
+        steps: Steps = self.tower(x, mask, maps=wants_maps)
+        counts = torch.ones(steps.features.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+        motion = self._motion(x, counts) if self.config.measures_motion else None
+        weights: list[Tensor] | None = [] if layers else None
+        sequence = steps.features
+        if self.temporal is not None:
+            sequence = self.temporal(sequence, mask, steps.maps, weights)
+        if how == "cls_token" and steps.token is not None:
+            pooled, attended = steps.token, None
+        else:
+            drawn = motion if self.config.motion_attention else None
+            pooled, attended = self.pool(sequence, counts, how, drawn)
+        return VideoResult(
+            features=self.head(self.tower.finish(pooled)),
+            step_mask=counts,
+            frame_indices=torch.empty(x.shape[0], 0, dtype=torch.long),
+            temporal_attention=attended.float() if attention and attended is not None else None,
+            layer_attention=torch.stack(weights, dim=1).float() if weights else None,
+            motion=motion,
+            frame_features=steps.features.float(),
+        )
+
+    def _motion(self, x: Tensor, counts: Tensor) -> Tensor:
+        """(B, T, C, H, W) model input -> (B, steps); of a tubelet the mean of its frames."""
+        measure = flow_motion if self.config.optical_flow else difference_motion
+        size = self.tower.tubelet_size
+        rows = []
+        for clip, mask in zip(x.detach(), counts.repeat_interleave(size, dim=1), strict=True):
+            row = torch.zeros(clip.shape[0])
+            row[mask.cpu()] = measure(grey(unit_pixels(clip[mask], self.transform)))
+            rows.append(row.view(-1, size).mean(dim=1))
+        return torch.stack(rows).to(x.device)
+
+    def _check_aggregation(self, how: TemporalAggregation, *, attention: bool = False) -> TemporalAggregation:
+        """`how`, if it is possible. Raises OptionError naming what is."""
+        token = isinstance(self.tower, ClipTower) and self.tower.model.config.class_token
+        valid = [name for name in AGGREGATIONS if name != "cls_token" or (token and self.temporal is None)]
+        if how not in valid:
+            raise OptionError(f"temporal_aggregation: expected one of {', '.join(valid)}, got {how!r}")
+        if attention and how in ("lstm", "cls_token"):
+            raise OptionError(
+                f"temporal attention: {how!r} weighs no frames; use 'attention', 'mean' or 'max', or ask for "
+                "return_layer_attention"
+            )
+        return how
+
+
+def _frame_config(max_frames: int, fps: float, layers: int, width: int, num_heads: int | None) -> VideoConfig:
+    """Of an encoder that looks at every frame; without layers there is no temporal model."""
+    if layers < 0:
+        raise OptionError(f"temporal_layers: expected 0 or more, got {layers}")
+    temporal = sequence_config(width, max_frames, depth=layers, num_heads=num_heads) if layers else None
+    return VideoConfig(max_frames=max_frames, fps=float(fps), temporal=temporal)
+
+
+def _head(tower: FrameTower | ClipTower, config: VideoConfig) -> SequenceHead | None:
+    return None if config.temporal is None else SequenceHead(tower.dim, config.temporal, tower.map_dim).eval()
+
+
+def _furnish(encoder: VideoEncoder, parts: VideoParts, enable_preprocessing: bool, seed: int | None = None) -> None:
+    tower, output_dim = parts.tower, parts.output_dim
+    encoder.tower, encoder.config, encoder.transform = tower, parts.config, parts.transform
+    encoder.temporal, encoder.pool = _head(tower, parts.config), TemporalPool(tower.dim)
+    encoder.head = nn.Identity() if output_dim in (None, tower.dim) else nn.Linear(tower.dim, output_dim or 0)
+    encoder.enable_preprocessing, encoder.seed, encoder.trained = enable_preprocessing, seed, parts.trained
+    encoder.eval()
+
+
+class _seeded:  # noqa: N801  reads as a verb: with _seeded(seed)
+    """Inside, random weights come from `seed`, and the global generator is left as it was; None changes nothing."""
+
+    def __init__(self, seed: int | None) -> None:
+        self._seed = seed
+
+    def __enter__(self) -> None:
+        self._state = torch.get_rng_state()
+        if self._seed is not None:
+            torch.manual_seed(self._seed)
+
+    def __exit__(self, *_: object) -> None:
+        if self._seed is not None:
+            torch.set_rng_state(self._state)
