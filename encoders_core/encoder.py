@@ -54,17 +54,18 @@ class Encoder(nn.Module):
 
     @contextmanager
     def inference(self) -> Generator[None]:
-        """Evaluation mode and no gradients inside; the mode from before afterwards.
+        """Evaluation mode and no gradients inside; afterwards every module is in the mode it was in.
 
         `no_grad` rather than `inference_mode`: the features may enter training of what comes behind.
         """
-        was_training = self.training
+        training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
-            self.train(was_training)
+            for module in training:
+                module.training = True
 
     def embed_all(
         self,
@@ -79,10 +80,8 @@ class Encoder(nn.Module):
 
         `order` sorts items inside, so that those of one length share a batch.
         """
-        if batch_size < 1:
-            raise OptionError(f"batch_size: expected a positive number, got {batch_size}")
         indices = sorted(range(len(items)), key=(lambda i: order(items[i])) if order else None)
-        batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        batches = [indices[rows] for rows in batch_slices(len(indices), batch_size)]
         if show_progress_bar is None:
             show_progress_bar = len(batches) > 1 and sys.stderr.isatty()
         vectors = torch.empty(len(items), self.output_dim, device=self.device)
@@ -90,6 +89,13 @@ class Encoder(nn.Module):
             for batch in track(batches, "Encoding", disable=not show_progress_bar, console=_stderr()):
                 vectors[batch] = embed([items[index] for index in batch]).float()
         return vectors
+
+
+def batch_slices(count: int, batch_size: int) -> list[slice]:
+    """Slices of `batch_size` that cover `count` items. Raises OptionError for a size below one."""
+    if batch_size < 1:
+        raise OptionError(f"batch_size: expected a positive number, got {batch_size}")
+    return [slice(start, start + batch_size) for start in range(0, count, batch_size)]
 
 
 def seeded(build: Callable[[], Module], seed: int | None) -> Module:

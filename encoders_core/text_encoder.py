@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the field's own name for it
 from torch import Tensor, nn
 
-from encoders_core.encoder import Encoder, Vectors, as_output, seeded
+from encoders_core.encoder import Encoder, Vectors, as_output, batch_slices, seeded
 from encoders_core.errors import InputError, OptionError
 from encoders_core.models.text_transformer import TextConfig, TextTransformer
 from encoders_core.options import refuse_unknown
@@ -169,11 +169,9 @@ class TextEncoder(Encoder):
         One text is B = 1. All texts are padded to one length, so that attention weights join. Raises InputError.
         """
         ids, mask = self._batch(texts)
-        parts = []
+        batches = batch_slices(max(1, ids.shape[0]), batch_size)  # an empty batch is a batch too
         with self.inference():
-            for start in range(0, max(1, ids.shape[0]), batch_size):
-                rows = slice(start, start + batch_size)
-                parts.append(self._encode_batch(ids[rows], mask[rows], attention=return_attention_weights))
+            parts = [self._encode_batch(ids[rows], mask[rows], attention=return_attention_weights) for rows in batches]
         result = join(parts)
         if not normalize_output:
             return result
@@ -237,8 +235,8 @@ class TextEncoder(Encoder):
     def _token_embeddings(self, texts: list[str], batch_size: int) -> list[Tensor]:
         rows: list[Tensor] = []
         with self.inference():
-            for start in range(0, len(texts), batch_size):
-                ids, mask = (part.to(self.device) for part in self.tokenize(texts[start : start + batch_size]))
+            for batch in batch_slices(len(texts), batch_size):
+                ids, mask = (part.to(self.device) for part in self.tokenize(texts[batch]))
                 tokens = self.model.forward_features(ids, mask).float()
                 rows += [row[keep] for row, keep in zip(tokens, mask, strict=True)]
         return rows

@@ -101,6 +101,11 @@ def clean(text: str, how: Clean) -> str:
     return re.sub(r"\s+", " ", text.lower().translate(_PUNCTUATION)).strip()
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a model directory brings a vocabulary."""
+    return any((directory / name).is_file() for name in TOKENIZER_FILES if name != "tokenizer_config.json")
+
+
 def load_tokenizer(directory: Path, family: str, context_length: int) -> Tokenizer:
     """The tokenizer of a model directory; `family` is the name of its text layout.
 

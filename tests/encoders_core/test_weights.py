@@ -167,6 +167,20 @@ def test_a_clip_file_needs_its_activation_said(tmp_path: Path) -> None:
         VisionEncoder.from_pretrained(tmp_path / "w.pt")
 
 
+def test_families_that_are_not_built_are_named(tmp_path: Path) -> None:
+    state = {"embeddings.patch_embeddings.projection.weight": torch.zeros(64, 3, 2, 8, 8)}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "beit"}))
+    with pytest.raises(OptionError, match="model_type 'beit' is not supported; known: vit"):
+        VisionEncoder.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_act": "mish"}))
+    with pytest.raises(OptionError, match="activation 'mish' of the checkpoint is not supported"):
+        VisionEncoder.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "videomae"}))
+    with pytest.raises(WeightsError, match="expected the weights of an image model"):
+        VisionEncoder.from_pretrained(tmp_path)
+
+
 def test_what_is_not_there_is_not_taken_for_a_hub_id(tmp_path: Path) -> None:
     for source in ("./nowhere", "nowhere.safetensors", "a/b/c", "models/vit.pt", tmp_path / "x" / "y", "vit"):
         with pytest.raises(WeightsNotFoundError, match="no directory or file"):

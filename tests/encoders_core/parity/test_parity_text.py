@@ -41,23 +41,12 @@ def spread(model: Any) -> Any:
     return model.eval()
 
 
-def load_without_tokenizer(path: Path, **said: Any) -> TextEncoder:
-    """The bare weights with what `config.json` says: these random models have no vocabulary."""
-    return TextEncoder.from_pretrained(path / "model.safetensors", **said)
-
-
 def ids_with_end(end: int) -> Tensor:
     ids = torch.randint(3, 90, (3, 12))
     ids[0, 11], ids[1, 5], ids[1, 6:], ids[2, 8], ids[2, 9:] = end, end, end, end, 1
     return ids
 
 
-@pytest.fixture
-def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("encoders_core.weights.text.load_tokenizer", lambda *_: None)
-
-
-@pytest.mark.usefixtures("no_tokenizer")
 @pytest.mark.parametrize("eos", [98, 2])
 @pytest.mark.parametrize("whole", [True, False])
 def test_parity_of_clip_text(transformers: ModuleType, tmp_path: Path, eos: int, whole: bool) -> None:
@@ -77,7 +66,6 @@ def test_parity_of_clip_text(transformers: ModuleType, tmp_path: Path, eos: int,
     assert (encoder.logit_scale is not None) == whole
 
 
-@pytest.mark.usefixtures("no_tokenizer")
 @pytest.mark.parametrize("whole", [True, False])
 def test_parity_of_siglip_text(transformers: ModuleType, tmp_path: Path, whole: bool) -> None:
     t, text = transformers, TOWER | {"projection_size": 32}
@@ -94,7 +82,6 @@ def test_parity_of_siglip_text(transformers: ModuleType, tmp_path: Path, whole: 
     assert (encoder.logit_bias is not None) == whole
 
 
-@pytest.mark.usefixtures("no_tokenizer")
 def test_parity_of_bert_with_padding(transformers: ModuleType, tmp_path: Path) -> None:
     model = spread(transformers.BertModel(transformers.BertConfig(**TOWER)))
     model.save_pretrained(tmp_path)
@@ -112,7 +99,6 @@ def test_parity_of_bert_with_padding(transformers: ModuleType, tmp_path: Path) -
     torch.testing.assert_close(torch.stack(layers), torch.stack(attentions), atol=1e-5, rtol=0)
 
 
-@pytest.mark.usefixtures("no_tokenizer")
 def test_parity_of_text_in_openai_names(transformers: ModuleType, tmp_path: Path) -> None:
     config = transformers.CLIPTextConfig(projection_dim=24, eos_token_id=98, **TOWER)
     model = spread(transformers.CLIPTextModelWithProjection(config))
