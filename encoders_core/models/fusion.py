@@ -254,8 +254,8 @@ class FusionNetwork(nn.Module):
         out: Tensor = self.head(self.drop(self.norm(fused)))
         return out
 
-    def reconfigure(self, **changes: Any) -> None:
-        """Change the manners; parts that are new start at random, all others keep their very parameters."""
+    def reconfigure(self, **changes: Any) -> "FusionNetwork":
+        """Itself with other manners; parts that are new start at random, all others keep their very parameters."""
         config = replace(self.config, **changes)
         dim, self.config = config.output_dim, config
         with torch.no_grad():
@@ -276,6 +276,7 @@ class FusionNetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.num_heads, module.attn_drop.p = config.num_heads, config.attention_dropout
+        return self
 
     def _fresh(self, part: Part) -> Part:
         return part.apply(_reset).to(self.log_temperature).train(self.training)

@@ -1,0 +1,1 @@
+"""Small tables that belong to trained weights."""

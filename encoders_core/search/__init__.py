@@ -1,0 +1,1 @@
+"""What multimodal search is made of: the vector index, the alignment that is fitted, the bridge over class names."""
