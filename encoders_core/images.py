@@ -19,7 +19,7 @@ ChannelOrder = Literal["rgb", "bgr"]
 ValueRange = Literal["auto", "unit", "normalized"]
 
 _DEEP_MODES: Final = ("I", "F", "I;16", "I;16B", "I;16L")
-_PILLOW: Final = "reading picture files needs Pillow: pip install 'camvec[text]' (or: pip install pillow)"
+_PILLOW: Final = "reading picture files needs Pillow: pip install 'camvec[edge]' (or: pip install pillow)"
 
 
 def load_images(

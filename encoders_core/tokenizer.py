@@ -46,7 +46,7 @@ class TokenizerSettings:
     """Pad every text to `max_length` (SigLIP was trained so), not to the longest of its batch."""
     padding_side: Literal["left", "right"] = "right"
     clean: Clean = "none"
-    """"lower" (SigLIP 2), or "canonicalize": lower case, no punctuation, single spaces (SigLIP)."""
+    """What happens to the text first: "lower" (SigLIP 2); "canonicalize" also drops punctuation and spaces (SigLIP)."""
 
     def __post_init__(self) -> None:
         if self.clean not in get_args(Clean):

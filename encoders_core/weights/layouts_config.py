@@ -47,7 +47,6 @@ HF_TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
 HEADS_BY_WIDTH: Final = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 """Released ViTs whose heads are not 64 wide; the number of heads cannot be read off the tensors."""
 
-
 _SAY_THE_ACTIVATION: Final = (
     "the activation is not in a weights file: say act='quick_gelu' (OpenAI's CLIP weights and open_clip's -quickgelu "
     "models) or act='gelu' (other open_clip models); a wrong one gives wrong features"
@@ -76,11 +75,8 @@ def vit_shape(tensors: Tensors) -> dict[str, Any]:
     width, in_chans, _, patch = tensors["patch_embed.proj.weight"].shape
     hidden = tensors["blocks.0.mlp.fc2.weight"].shape[1] if "blocks.0.mlp.fc2.weight" in tensors else 4 * width
     fc1, head, registers = (tensors.get(key) for key in ("blocks.0.mlp.fc1.weight", "head.weight", "reg_token"))
-    has_map, has_class, has_fc_norm = (
-        "attn_pool.latent" in tensors,
-        "cls_token" in tensors,
-        "fc_norm.weight" in tensors,
-    )
+    has_class, has_fc_norm = "cls_token" in tensors, "fc_norm.weight" in tensors
+    pool = "cls" if has_class and not has_fc_norm else "mean"
     return {
         "embed_dim": width,
         "in_chans": in_chans,
@@ -96,7 +92,7 @@ def vit_shape(tensors: Tensors) -> dict[str, Any]:
         "norm_pre": "norm_pre.weight" in tensors,
         "final_norm": "norm.weight" in tensors,
         "fc_norm": has_fc_norm,
-        "pool": "map" if has_map else "cls" if has_class and not has_fc_norm else "mean",
+        "pool": "map" if "attn_pool.latent" in tensors else pool,
         "num_classes": 0 if head is None else head.shape[0],
         "head_bias": "head.bias" in tensors,
         "position": "learnable" if "pos_embed" in tensors else "none",
@@ -124,7 +120,7 @@ def _grid(tensors: Tensors, merged: dict[str, Any]) -> dict[str, Any]:
 
 
 def hf_vision_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What a transformers `config.json` says about its image tower, in our words. Raises OptionError for a family that is not built."""
+    """What a transformers `config.json` says about its image tower. Raises OptionError for an unknown family."""
     family = re.sub(r"_vision_model$", "", str(config.get("model_type", "")))
     if family not in HF_DEFAULTS:
         raise OptionError(f"model_type {family!r} is not supported; known: {', '.join(HF_DEFAULTS)}")
@@ -161,8 +157,8 @@ def timm_settings(config: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
     pool = {"token": "cls", "avg": "mean", "max": "max", "map": "map"}.get(str(config.get("global_pool")))
     if pool is not None:
         settings["pool"] = pool
-    if size := arguments.get("img_size") or (pretrained.get("input_size") or [0, 0, 0])[1:]:
-        settings["img_size"] = size if not isinstance(size, list) or all(size) else None
+    if size := arguments.get("img_size") or (pretrained.get("input_size") or [])[1:]:
+        settings["img_size"] = size
     return settings
 
 
@@ -170,8 +166,11 @@ def open_clip_settings(config: dict[str, Any]) -> dict[str, Any]:
     """What an `open_clip_config.json` says about its image tower: size, heads, activation."""
     model = config.get("model_cfg") or {}
     tower = model.get("vision_cfg") or {}
-    if not tower or "timm_model_name" in tower:
-        return {"img_size": tower["image_size"]} if "image_size" in tower else {}
+    if "timm_model_name" in tower:
+        act = "gelu_tanh" if "siglip" in tower["timm_model_name"] else "gelu"
+        return {"img_size": tower.get("image_size"), "act": act}
+    if not tower:
+        return {}
     width = int(tower.get("width", 768))
     settings = {"num_heads": width // int(tower.get("head_width", 64)), "img_size": tower.get("image_size", 224)}
     return settings | {"act": "quick_gelu" if model.get("quick_gelu") else "gelu"}
@@ -204,7 +203,7 @@ def text_config(tensors: Tensors, settings: dict[str, Any], *, source: str) -> T
 
 
 def hf_text_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What a transformers `config.json` says about its text tower. Raises OptionError for a family that is not built."""
+    """What a transformers `config.json` says about its text tower. Raises OptionError for an unknown family."""
     family = re.sub(r"_text_model$", "", str(config.get("model_type", "")))
     if family not in HF_TEXT_DEFAULTS:
         raise OptionError(f"model_type {family!r} is no supported text model; known: {', '.join(HF_TEXT_DEFAULTS)}")

@@ -69,16 +69,13 @@ def open_text(path: Path, overrides: dict[str, Any]) -> TextCheckpoint:
 
     Raises WeightsNotFoundError, WeightsError (damaged, foreign), OptionError (a family or step that is not built).
     """
-    directory, weights = (path, find_weights(path)) if path.is_dir() else (path.parent, path)
-    tensors = read_tensors(weights)
-    config = read_json(directory / "config.json") if path.is_dir() else {}
+    weights = find_weights(path) if path.is_dir() else path
+    tensors, config = read_tensors(weights), read_json(path / "config.json")
     if config.get("architecture") == "text":
         return _own(path, config, tensors, overrides)
     layout = detect(tensors, TEXT_LAYOUTS, str(weights))
-    native = layout.convert(tensors)
-    settings = layout.defaults | (_settings(path, config) if path.is_dir() else {})
-    if path.is_dir():
-        native, settings = _sentence_transformers(path, native, settings)
+    settings = layout.defaults | _settings(path, config)
+    native, settings = _sentence_transformers(path, layout.convert(tensors), settings)
     found = text_config(native, settings | overrides, source=str(weights))
     return TextCheckpoint(
         source=str(path),
@@ -86,7 +83,7 @@ def open_text(path: Path, overrides: dict[str, Any]) -> TextCheckpoint:
         config=found,
         tensors=native,
         tokenizer=_tokenizer(path, layout.name, found.context_length),
-        prompts=read_json(directory / "config_sentence_transformers.json").get("prompts") or {},
+        prompts=read_json(path / "config_sentence_transformers.json").get("prompts") or {},
         logit_scale=float(tensors["logit_scale"].exp()) if "logit_scale" in tensors else None,
         logit_bias=float(tensors["logit_bias"]) if "logit_bias" in tensors else None,
     )
