@@ -17,7 +17,7 @@ import av
 import cv2
 import numpy as np
 from av.filter import Graph
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from streaming.frames import FrameSpec
@@ -27,11 +27,12 @@ T = TypeVar("T")
 Plane = NDArray[np.uint8]
 
 LETTERBOX_LEVEL: Final = 0
-_SCALERS: Final = {"area": Interpolation.AREA, "bilinear": Interpolation.BILINEAR, "bicubic": Interpolation.BICUBIC}
-# Rounds a flat picture to a flat picture, and the same on every processor, for 0.02 ms.
-_EXACT: Final = Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-# Without these swscale takes RGB through subsampled YUV (9 levels off); with them it is exact and twice as fast.
-_KEEP_RGB: Final = Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+# swscale's flags by number: PyAV before 18 names only some of them.
+_SCALERS: Final = {"area": 0x20, "bilinear": 0x2, "bicubic": 0x4}
+# ACCURATE_RND, BITEXACT: a flat picture stays flat, and every processor gives the same, for 0.02 ms.
+_EXACT: Final = 0x40000 | 0x80000
+# FULL_CHR_H_INT, FULL_CHR_H_INP: without them RGB goes through subsampled YUV (9 levels off) and takes twice as long.
+_KEEP_RGB: Final = 0x2000 | 0x4000
 _FULL_RANGE: Final = 2  # AVCOL_RANGE_JPEG
 # Red and blue weights of luma, by AVColorSpace.
 _WEIGHTS: Final[dict[int, tuple[float, float]]] = {
@@ -105,14 +106,15 @@ def _draw(image: av.VideoFrame, rgb: Plane, spec: FrameSpec, weights: tuple[floa
         green, blue, red = _scaled(image, size_hw, "gbrp", scaler | _KEEP_RGB)
         cv2.merge((red, green, blue), dst=rgb)
     else:
-        yuv = cv2.merge(_scaled(image, size_hw, "yuv444p", scaler))
+        name = "yuvj444p" if _is_full_by_name(image) else "yuv444p"
+        yuv = cv2.merge(_scaled(image, size_hw, name, scaler))
         cv2.transform(yuv, _matrix(weights, full_range=_is_full_range(image, spec)), dst=rgb)
 
 
 # --- scaling ----------------------------------------------------------------------------------------------------------
 
 
-def _scaled(image: av.VideoFrame, size_hw: tuple[int, int], name: str, how: Interpolation) -> list[Plane]:
+def _scaled(image: av.VideoFrame, size_hw: tuple[int, int], name: str, how: int) -> list[Plane]:
     """The three planes of `size_hw`, unpadded; matrix and range stay: source and destination are given the same."""
     key = (image.format.name, image.width, image.height, size_hw, how)
     # A reformatter that has seen this kind of picture: its tables cost more than the scaling.
@@ -141,7 +143,8 @@ def _cropped(image: av.VideoFrame, window: _Window) -> av.VideoFrame:
 
 def _crop_graph(image: av.VideoFrame, window: _Window) -> Graph:
     graph = Graph()
-    graph.threads = 1
+    if hasattr(graph, "threads"):  # since PyAV 15; before, each graph brings idle threads along
+        graph.threads = 1
     # The tags must be said here: a filter that learns them from the frames warns about each new one.
     source = graph.add(
         "buffer",
@@ -169,13 +172,15 @@ def _kept(kind: str, key: Hashable, make: Callable[[], T]) -> T:
 # --- colour -----------------------------------------------------------------------------------------------------------
 
 
+def _is_full_by_name(image: av.VideoFrame) -> bool:
+    """The "j" formats by definition, grey by FFmpeg's convention: swscale changes the range on the way to others."""
+    return image.format.name.startswith(("yuvj", "gray"))
+
+
 def _is_full_range(image: av.VideoFrame, spec: FrameSpec) -> bool:
     if spec.range != "auto":
         return spec.range == "full"
-    # The "j" formats are full by definition; untagged grey is full by FFmpeg's convention.
-    return image.color_range == _FULL_RANGE or (
-        image.format.name.startswith(("yuvj", "gray")) and not image.color_range
-    )
+    return image.color_range == _FULL_RANGE or (_is_full_by_name(image) and not image.color_range)
 
 
 def _weights_of(image: av.VideoFrame, spec: FrameSpec, lines: int) -> tuple[float, float]:

@@ -14,6 +14,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -27,7 +28,6 @@ from streaming.sources.scene import Scene, SceneParams
 from streaming.sources.timecode import STRIP_PX, write_strip
 
 _PR_SET_PDEATHSIG: Final = 1
-_DRAIN_S: Final = 5.0
 _BT709, _BT601, _LIMITED = 1, 6, 1
 
 
@@ -109,11 +109,15 @@ class SceneEncoder:
         frame.pts, frame.time_base = index, self._tick  # the stream's own becomes the muxer's choice
         return self._mux(self._stream.encode(frame))
 
-    def close(self) -> bytes:
+    def finish(self) -> bytes:
         """The bytes that end the stream."""
         data = self._mux(self._stream.encode(None))
-        self._container.close()
+        self.close()
         return data + self._sink.take()
+
+    def close(self) -> None:
+        """Free everything; may be repeated. PyAV before 18 aborts the process when this is left to the interpreter."""
+        self._container.close()
 
     def _mux(self, packets: list[Any]) -> bytes:
         self._container.mux(packets)
@@ -150,8 +154,14 @@ def due_indexes(params: SceneParams, outlet: Outlet, clock: Clock) -> Iterator[i
 
 def run(params: SceneParams, outlet: Outlet, log: TextIO | None, clock: Clock = SYSTEM_CLOCK) -> None:
     """Send the scene until its end, or until ReaderGoneError."""
-    scene, encoder = Scene(params), SceneEncoder(params)
+    scene = Scene(params)
     scene.warm()
+    with closing(SceneEncoder(params)) as encoder:
+        _send(scene, encoder, outlet, log, clock)
+
+
+def _send(scene: Scene, encoder: SceneEncoder, outlet: Outlet, log: TextIO | None, clock: Clock) -> None:
+    params = scene.params
     coded = np.empty((params.size_hw[0] + STRIP_PX, params.size_hw[1], 3), np.uint8)
     previous: int | None = None
     for index in due_indexes(params, outlet, clock):
@@ -164,7 +174,7 @@ def run(params: SceneParams, outlet: Outlet, log: TextIO | None, clock: Clock = 
         outlet.offer(data)
         previous = index
     outlet.drain_until(None)
-    outlet.offer(encoder.close())
+    outlet.offer(encoder.finish())
     outlet.drain_until(None)
 
 

@@ -52,7 +52,7 @@ class SceneSource:
         try:
             self._container = av.open(self._process, format="nut", options=_PROBE)
         except (OSError, ValueError) as exc:  # av's errors are subclasses of these
-            raise self._lost(exc) from exc
+            raise self._lost() from exc
         stream = self._container.streams.video[0]
         stream.thread_type, stream.codec_context.thread_count = "NONE", 1
         self._process.timeout_s = self._config.read_timeout_s
@@ -90,8 +90,8 @@ class SceneSource:
                     image, _pts_us(image), captured, arrived_ns, decode_us, reset=first, keyframe=packet.is_keyframe
                 )
                 first = False
-        if self._params.realtime:
-            raise self._lost(None)
+        if self._params.realtime or self._process is None or self._process.failed():
+            raise self._lost()
 
     def close(self) -> None:
         """End the scene's process at once. Safe to call twice and after a failed open."""
@@ -107,7 +107,7 @@ class SceneSource:
                 if packet.size:
                     yield packet
         except (OSError, ValueError) as exc:
-            raise self._lost(exc) from exc
+            raise self._lost() from exc
 
     def _captured(self, image: av.VideoFrame, arrived_us: int) -> CaptureTime:
         code = read_time_code(image)
@@ -116,14 +116,15 @@ class SceneSource:
             return CaptureTime(arrived_us, "arrival", ARRIVAL_ERROR_US)
         return CaptureTime(code.captured_at_us, "scene", STRIP_ERROR_US)
 
-    def _lost(self, exc: Exception | None) -> SourceError:
+    def _lost(self) -> SourceError:
         """Why nothing comes any more, in the words of the process if it left some."""
-        if isinstance(exc, TimeoutError):
-            return SourceError("timeout", f"{self._config.url}: the scene's process sends nothing within the time-out")
-        said = self._process.last_words() if self._process is not None else ""
+        url, process = self._config.url, self._process
+        if process is not None and process.timed_out:
+            return SourceError("timeout", f"{url}: the scene's process sends nothing within {process.timeout_s:g} s")
+        said = process.last_words() if process is not None else ""
         if said:
-            return SourceError("internal", f"{self._config.url}: the scene's process failed: {said}")
-        return SourceError("ended", f"{self._config.url}: the scene has ended")
+            return SourceError("internal", f"{url}: the scene's process failed: {said}")
+        return SourceError("ended", f"{url}: the scene has ended")
 
 
 def _pts_us(image: av.VideoFrame) -> int:
@@ -135,6 +136,7 @@ class _SceneProcess:
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self.timeout_s = timeout_s
+        self.timed_out = False
         self._words: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe could fill and stop the child
         package = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH", ""))))
@@ -153,13 +155,18 @@ class _SceneProcess:
         return self._child.pid
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, empty at the end. Raises TimeoutError."""
+        """Up to `size` bytes; empty at the end, and after a time-out for ever: some demuxers try again on an error."""
         assert self._child.stdout is not None  # noqa: S101 - we asked for a pipe
         poller = select.poll()
         poller.register(self._child.stdout, select.POLLIN)
-        if not poller.poll(self.timeout_s * 1000):
-            raise TimeoutError
+        self.timed_out = self.timed_out or not poller.poll(self.timeout_s * 1000)
+        if self.timed_out:
+            return b""
         return self._child.stdout.read(size) or b""
+
+    def failed(self) -> bool:
+        """It was silent for too long, or has ended in failure."""
+        return self.timed_out or bool(self.last_words())
 
     def last_words(self) -> str:
         """The last line on its standard error, if it ended in failure."""

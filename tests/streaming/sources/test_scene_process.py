@@ -251,3 +251,14 @@ def test_scene_picture_with_a_damaged_strip_is_timed_by_its_arrival() -> None:
     captured = source._captured(image, arrived_us=1_790_000_000_000_000)
     assert (captured.at_us, captured.clock) == (1_790_000_000_000_000, "arrival")
     assert source.damaged_strips == 1
+
+
+def test_scene_file_whose_process_dies_is_not_taken_for_complete() -> None:
+    source = SceneSource(SourceConfig("scene:street?frames=5000&realtime=0"))
+    try:
+        source.open()
+        os.kill(child_pid(source), signal.SIGKILL)
+        with pytest.raises(SourceError, match="process failed"):
+            list(source.pictures())
+    finally:
+        source.close()

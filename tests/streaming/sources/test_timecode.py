@@ -65,7 +65,7 @@ def test_strip_survives_h264_down_to_its_worst_quality(size: str, crf: int) -> N
         write_strip(coded[-STRIP_PX:], index, NOW_US + 97_531 * index)
         data += encoder.encode(coded, index)
         coded = np.roll(coded, 16, axis=1)
-    pictures = decoded(data + encoder.close())
+    pictures = decoded(data + encoder.finish())
     assert [read_time_code(each) for each in pictures] == [TimeCode(n, NOW_US + 97_531 * n) for n in range(12)]
 
 
