@@ -126,13 +126,11 @@ def main() -> None:
 
 
 def _explain(error: Exception) -> int:
-    import click
-
     if os.environ.get("CAMVEC_DEBUG"):
         raise error
-    if isinstance(error, click.exceptions.Abort):
+    if isinstance(error, typer.Abort):
         return 130
-    if isinstance(error, click.ClickException):
+    if hasattr(error, "show"):  # of typer, which keeps its own copy of click's classes since 0.20
         error.show()
         return 2
     from streaming.errors import ConfigError

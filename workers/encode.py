@@ -180,11 +180,12 @@ class EncodeWorker:
             case Readable():
                 self._on_commands()
             case WorkerStarted():
-                _log.info("capture worker connected", worker=event.worker, cameras=event.cameras)
+                _log.info("capture worker connected", capture=event.worker, cameras=event.cameras)
             case WorkerVanished():
-                _log.warning("capture worker is gone", worker=event.worker, why=event.why)
+                say = _log.info if event.why == "bye" else _log.warning
+                say("capture worker is gone", capture=event.worker, why=event.why)
             case CamerasChanged():
-                _log.info("cameras changed", worker=event.worker, added=event.added, removed=event.removed)
+                _log.info("cameras changed", capture=event.worker, added=event.added, removed=event.removed)
 
     def _on_frame(self, frame: Frame) -> None:
         records = self._records(frame.camera)

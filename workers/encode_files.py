@@ -55,7 +55,7 @@ def run_encode_files(paths: list[Path], *, output: Path, model: str, every: int,
                     vectors.append(features)
             except SourceError as error:
                 failed += 1
-                progress.console.print(f"camvec: {file}: {error}", style="red", highlight=False)
+                progress.console.print(f"camvec: {error}", style="red", highlight=False, soft_wrap=True)
             progress.advance(task)
     if not rows:
         raise SourceError("codec", f"nothing could be encoded of {len(files)} files")

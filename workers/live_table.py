@@ -14,7 +14,7 @@ _RECENT = 100
 def live_table(measured: Measurement, left_s: float) -> Group:
     """The table of this moment."""
     table = Table(box=box.SIMPLE_HEAD, title="camvec: live features over MQTT", title_justify="left")
-    for column in ("camera", "frames", "vectors", "held", "dropped", "latency p50", "p99", "glass p50"):
+    for column in ("camera", "frames", "vectors", "held", "dropped", "latency ms", "p99", "glass ms"):
         table.add_column(column, justify="left" if column == "camera" else "right")
     for camera in measured.config.enabled_cameras():
         table.add_row(camera, *_counts(measured, camera), *_times(measured.tallies[camera]))
@@ -30,5 +30,5 @@ def _counts(measured: Measurement, camera: str) -> list[str]:
 
 def _times(tally: CameraTally) -> list[str]:
     spans, glass = tally.spans_us[-_RECENT:], tally.glass_us[-_RECENT:]
-    latency = [f"{percentiles_ms(spans)[i]:.0f} ms" for i in (0, 2)] if spans else ["-", "-"]
-    return [*latency, f"{percentiles_ms(glass)[0]:.0f} ms" if glass else "-"]
+    latency = [f"{percentiles_ms(spans)[i]:.0f}" for i in (0, 2)] if spans else ["-", "-"]
+    return [*latency, f"{percentiles_ms(glass)[0]:.0f}" if glass else "-"]

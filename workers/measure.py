@@ -126,6 +126,7 @@ class Measurement:
             "held": row["held"],
             "published": row["published"],
             "received": seen.vectors,
+            "frames_told": seen.frames,
             "cold": tally.cold,
             "missing_messages": seen.missing_messages,
             "dropped": dropped,

@@ -52,9 +52,11 @@ def _table(report: ProbeReport) -> Table:
         "clock": f"{report.clock or '-'}, within {report.captured_error_us / 1000:.1f} ms",
         "damaged": f"{report.damaged} of {report.frames}, {report.repaired_pts} timestamps repaired",
     }
+    if not report.frames:
+        rows = {name: rows[name] for name in ("source", "result", "password")}
     for name, value in rows.items():
         table.add_row(name, value)
     for field, name in milliseconds.items():
-        value = getattr(report, field)
-        table.add_row(name, "-" if value is None else f"{value:.1f} ms")
+        if (value := getattr(report, field)) is not None:
+            table.add_row(name, f"{value:.1f} ms")
     return table

@@ -27,7 +27,7 @@ class Child:
         spawn: Callable[[], Awaitable[Handle]] = ProcessHandle.spawn,
     ) -> None:
         self.assignment = assignment
-        self.ready = False
+        self.up = asyncio.Event()
         self.finished = False
         self.progress = 0
         self.restarts = 0
@@ -37,6 +37,11 @@ class Child:
         self._handle: Handle | None = None
         self._heard_at = 0.0
         self._stopping = asyncio.Event()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has said so since it was started last."""
+        return self.up.is_set()
 
     @property
     def name(self) -> str:
@@ -77,7 +82,8 @@ class Child:
         finally:
             watch.cancel()
             handle.kill()
-            self.ready, self._handle, self.pid = False, None, None
+            self.up.clear()
+            self._handle = self.pid = None
             self._on_change(self)
 
     def _take(self, line: bytes) -> None:
@@ -88,7 +94,7 @@ class Child:
         self._heard_at = time.monotonic()
         self.progress = max(self.progress, status.progress)
         if status.kind == "ready":
-            self.ready = True
+            self.up.set()
         elif status.kind == "finished":
             self.finished = True
         elif status.kind == "failed":

@@ -11,7 +11,7 @@ from rich.text import Text
 def summary_table(summary: dict[str, Any]) -> Group:
     """The figures of `Measurement.summary`, as a table and three lines."""
     table = Table(box=box.SIMPLE_HEAD, title=f"{summary['seconds']:.0f} s", title_justify="left")
-    for column in ("camera", "frames in", "encoded", "held", "dropped", "received", "latency p50/p99", "glass p50/p99"):
+    for column in ("camera", "in", "encoded", "held", "dropped", "received", "latency ms", "glass ms"):
         table.add_column(column, justify="left" if column == "camera" else "right")
     for camera, row in summary["per_camera"].items():
         counts = (row["frames_in"], row["encoded"], row["held"], sum(row["dropped"].values()), row["received"])
@@ -22,6 +22,7 @@ def summary_table(summary: dict[str, Any]) -> Group:
     weights = "trained" if summary["trained"] else "random weights"
     lines = [
         f"every frame accounted for: {'yes' if summary['accounted'] else 'NO'}; dropped: {dropped}",
+        "latency: arrival to MQTT; glass: time code in the picture to subscriber; p50 / p99",
         f"within the budget of {summary['budget_ms']:g} ms: {hits} of warm frames, {summary['cold']} cold ones apart",
         f"model {summary['model']}, {weights}; full pass {summary['full_pass_ms']} ms",
         f"CPU {summary['cpu_percent']} % of one core, {summary['rss_mb']} MB",
@@ -30,4 +31,4 @@ def summary_table(summary: dict[str, Any]) -> Group:
 
 
 def _span(spread: dict[str, float] | None) -> str:
-    return "-" if spread is None else f"{spread['p50']:.0f} / {spread['p99']:.0f} ms"
+    return "-" if spread is None else f"{spread['p50']:.0f} / {spread['p99']:.0f}"

@@ -24,6 +24,8 @@ from workers.spawn import Handle, ProcessHandle, ThreadHandle
 _log = get_logger("supervisor")
 STOP_SHARES = {"capture": 0.28, "encode": 0.28, "publish": 0.28}
 """Of `shutdown_timeout_s`: how long each kind of worker may take to stop; the rest is for kills and the broker."""
+MODEL_LIMIT_S = 30.0
+"""After this long cameras are opened all the same: their states matter more than a model that does not load."""
 
 
 class Supervisor:
@@ -70,11 +72,14 @@ class Supervisor:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 for assignment in self._assignments():
-                    self._start(assignment)
+                    if assignment.role != "capture":
+                        self._start(assignment)
+                starting = group.create_task(self._start_capture(), name="start capture")
                 watchdog = group.create_task(self._watch(), name="watchdog")
                 try:
                     await self._until_stopped_or_finished(stop)
                 finally:
+                    starting.cancel()
                     watchdog.cancel()
                     notify("STOPPING=1")
                     await self._stop_in_order()
@@ -112,6 +117,17 @@ class Supervisor:
             broker_port=self.broker_port,
         )
 
+    async def _start_capture(self) -> None:
+        """Cameras are opened when the encoders have loaded their model: frames before that could only be dropped."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MODEL_LIMIT_S):
+                for child in self._of_role("encode"):
+                    await child.up.wait()
+        for assignment in self._assignments():
+            if assignment.worker not in self.children:
+                self._start(assignment)
+        self._changed.set()
+
     def _start(self, assignment: Assignment) -> None:
         child = Child(assignment, lambda _: self._changed.set(), self._spawn)
         self.children[child.name] = child
@@ -125,12 +141,16 @@ class Supervisor:
                 await asyncio.wait({stopped, changed}, return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
                 self._changed.clear()
-                if not self.ready.is_set() and all(child.ready for child in self.children.values()):
+                if not self.ready.is_set() and self._is_up():
                     self.ready.set()
                     notify("READY=1", f"STATUS={len(self._layout.encoder_of)} cameras")
                     _log.info("all workers are up", cameras=len(self._layout.encoder_of))
         finally:
             stopped.cancel()
+
+    def _is_up(self) -> bool:
+        wanted = {assignment.worker for assignment in self._assignments()}
+        return wanted <= self.children.keys() and all(child.ready for child in self.children.values())
 
     def _finished(self) -> bool:
         captures = self._of_role("capture")

@@ -44,10 +44,9 @@ Show = Callable[[FeatureSubscriber, str | None], Awaitable[None]]
 
 
 async def _watch(broker: str, camera: str | None, root: str, seconds: float, show: Show) -> None:
-    async with FeatureSubscriber(broker, root=root) as subscriber:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds or None):
-                await show(subscriber, camera)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds or None), FeatureSubscriber(broker, root=root) as subscriber:
+            await show(subscriber, camera)
 
 
 async def _print_lines(subscriber: FeatureSubscriber, camera: str | None) -> None:
