@@ -14,6 +14,8 @@ _EXPORTS = {
     "StreamFeatures": "encoders_core.realtime.results",
     "StreamQuality": "encoders_core.realtime.results",
     "TemporalConfig": "encoders_core.config",
+    "VideoEncoder": "encoders_core.video_encoder",
+    "VideoResult": "encoders_core.video.result",
     "WeightsError": "encoders_core.errors",
     "WeightsNotFoundError": "encoders_core.errors",
     "configure_threads": "encoders_core.hardware_threads",

@@ -18,7 +18,7 @@ from encoders_core.image_transform import ImageTransform
 from encoders_core.images import ChannelOrder, ValueRange
 from encoders_core.models.frame_tower import ClipTower, FrameTower, Steps
 from encoders_core.models.temporal_heads import SequenceHead
-from encoders_core.models.temporal_pooling import TemporalPool
+from encoders_core.models.temporal_pooling import TemporalPool, check_mask
 from encoders_core.models.vit import VisionTransformer, VitConfig
 from encoders_core.options import refuse_unknown
 from encoders_core.results import join
@@ -235,7 +235,8 @@ class VideoEncoder(Encoder):
         `videos`: a tensor (B, T, C, H, W), an array (B, T, H, W, C), one clip of either, a video file, a list of pictures
         (one clip), {"array": ..., "video_metadata": {"fps": ...}}, or a list of clips, which may differ in length. uint8
         goes through `transform`; floats are taken as normalised input (`value_range="unit"`: pixels from 0 to 1).
-        `frame_mask` (B, T), or one row a clip, is False for frames that do not count. `temporal_aggregation`: "attention",
+        `frame_mask` (B, T), or one row a clip, is False for frames that do not count: they are left out before sampling.
+        `temporal_aggregation`: "attention",
         "mean", "max", "lstm", or "cls_token" for towers with one; None is what was configured. `batch_size` counts
         clips. Raises InputError for what is no clip, OptionError.
         """
@@ -385,6 +386,8 @@ class VideoEncoder(Encoder):
         """The whole computation on model input (B, T, C, H, W)."""
         if x.ndim != 5:
             raise InputError(f"expected clips (B, T, C, H, W), got {tuple(x.shape)}")
+        if mask is not None:
+            check_mask(mask)
         how = self._check_aggregation(aggregation or self.config.pooling, attention=attention)
         wants_maps = self.temporal is not None and self.temporal.map_dim is not None
         steps: Steps = self.tower(x, mask, maps=wants_maps)

@@ -46,7 +46,8 @@ class FrameTower(nn.Module):
 
     def _encode(self, frames: Tensor, *, maps: bool) -> tuple[Tensor, Tensor | None]:
         """(N, C, H, W) -> (N, F), and (N, h, w, C) if asked for; a bounded number at a time."""
-        chunks = frames.split(_FRAMES_AT_ONCE)
+        # A traced loop would fix the number of frames, and a compiler plans memory itself.
+        chunks = [frames] if torch.compiler.is_compiling() else frames.split(_FRAMES_AT_ONCE)
         if not maps:
             return torch.cat([self.model(chunk) for chunk in chunks]), None
         config = self.model.config

@@ -30,10 +30,9 @@ class TemporalPool(nn.Module):
         """(B, T, D), (B, T) True where a frame counts -> (B, D), and how much each frame weighs, (B, T), summing to 1.
 
         The weights of "max" are the share of dimensions that a frame gives; "lstm" has none. `motion` (B, T), in any
-        unit, draws attention to frames with more of it than the clip has on average.
+        unit, draws attention to frames with more of it than the clip has on average. Of a clip without any frame that
+        counts the result means nothing; see `check_mask`.
         """
-        if not bool(mask.any(dim=1).all()):
-            raise InputError("expected at least one frame in every clip, got a clip whose frames are all masked")
         if how == "max":
             best, index = x.masked_fill(~mask[:, :, None], -torch.inf).max(dim=1)
             votes = torch.zeros_like(mask, dtype=x.dtype).scatter_add(1, index, torch.ones_like(best))
@@ -58,6 +57,12 @@ class TemporalPool(nn.Module):
         last = out[torch.arange(x.shape[0], device=x.device), mask.sum(dim=1) - 1]
         corrected: Tensor = masked_mean(x, mask) + self.correct(last)
         return corrected
+
+
+def check_mask(mask: Tensor) -> None:
+    """(B, T). Raises InputError when no frame of a clip counts. Apart, because it looks at data and export must not."""
+    if not bool(mask.any(dim=1).all()):
+        raise InputError("expected at least one frame in every clip, got a clip whose frames are all masked")
 
 
 def standardise(values: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from encoders_core.errors import InputError, OptionError
 from encoders_core.models.temporal_heads import SequenceConfig, SequenceHead
-from encoders_core.models.temporal_pooling import TemporalPool
+from encoders_core.models.temporal_pooling import TemporalPool, check_mask
 
 KINDS = ("transformer", "lstm", "gru", "conv3d")
 DIM = 24
@@ -229,4 +229,4 @@ def test_pool_motion_draws_attention() -> None:
 
 def test_pool_without_any_frame_is_an_error() -> None:
     with pytest.raises(InputError, match="at least one frame"):
-        TemporalPool(DIM)(clip(4), torch.zeros(2, 4, dtype=torch.bool), "mean")
+        check_mask(torch.tensor([[True, False], [False, False]]))

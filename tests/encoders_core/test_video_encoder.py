@@ -509,3 +509,33 @@ def test_causal_encoder_frame_by_frame_equals_the_batch() -> None:
         steps = encoder.tower(x)
         stepped = [encoder.temporal.step(state, frame) for frame in steps.features.unbind(1)]
         torch.testing.assert_close(torch.stack(stepped, 1), encoder.temporal(steps.features), atol=1e-5, rtol=0)
+
+
+# --- As a module ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")  # torch's own LSTM assigns its weights anew in export
+@pytest.mark.parametrize("kind", ["transformer", "lstm", "conv3d"])
+def test_exports_with_a_batch_of_any_size(kind: str) -> None:
+    encoder = trained(configure(make(num_layers=1), temporal_modeling={"type": kind, "num_layers": 1}))
+    batch = torch.export.Dim("batch", min=1, max=16)
+    exported = torch.export.export(encoder, (floats(4, 2),), dynamic_shapes=({0: batch},))
+    x = floats(4, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(exported.module()(x), encoder(x), atol=1e-5, rtol=0)
+
+
+def test_compiles_in_one_graph() -> None:
+    encoder = trained(make(num_layers=1, temporal_layers=1))
+    with torch.no_grad():
+        compiled = torch.compile(encoder, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(floats(4)), encoder(floats(4)), atol=1e-5, rtol=0)
+
+
+def test_copies_and_state_dicts_are_whole() -> None:
+    encoder, other = trained(make()), make(seed=9)
+    other.load_state_dict(encoder.state_dict())
+    assert torch.equal(feature(other, floats()), feature(encoder, floats()))
+    half = make().to(torch.bfloat16)
+    assert half.encode(floats()).features.dtype == torch.float32
+    assert float((half.encode(floats()).features * feature(make(), floats())).sum(1).min()) > 0.99

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from encoders_core.errors import WeightsError
+from encoders_core.errors import OptionError, WeightsError
 from encoders_core.video_encoder import VideoEncoder
 
 SMALL: dict[str, Any] = {
@@ -172,3 +172,32 @@ def test_foreign_video_file_is_named(transformers: ModuleType, tmp_path: Path) -
     model.save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match="no blocks"):
         VideoEncoder.from_pretrained(tmp_path)
+
+
+def test_temporal_model_on_top_of_a_tower(transformers: ModuleType, tmp_path: Path) -> None:
+    spread(vivit(transformers).eval()).save_pretrained(tmp_path)
+    ours, x = VideoEncoder.from_pretrained(tmp_path), clip()
+    assert ours.config.pooling == "cls_token"
+    ours.configure_temporal_processing({"temporal_modeling": {"type": "gru"}})
+    assert ours.config.pooling == "attention"
+    result = ours.encode(x, normalize_output=False, return_temporal_attention=True, return_layer_attention=True)
+    torch.testing.assert_close(result.features, ours.tower.model(x)[1].mean((1, 2, 3)), atol=1e-5, rtol=0)
+    assert result.temporal_attention is not None
+    assert result.layer_attention is not None
+    assert result.temporal_attention.shape == (2, 2)
+    assert result.layer_attention.shape[-2:] == (2, 2)
+    with pytest.raises(OptionError, match="attention, mean, max, lstm, got 'cls_token'"):
+        ours.encode(x, "cls_token")
+
+
+def test_motion_of_a_tubelet_is_the_mean_of_its_frames(transformers: ModuleType, tmp_path: Path) -> None:
+    spread(videomae(transformers).eval()).save_pretrained(tmp_path)
+    ours = VideoEncoder.from_pretrained(tmp_path)
+    levels = {"motion_attention": True, "temporal_pooling": "attention_weighted"}
+    ours.configure_temporal_processing({"motion_modeling": levels})
+    still = np.full((4, 32, 32, 3), 50, np.uint8)
+    still[2:] = 80
+    result = ours.encode(still, return_temporal_attention=True)
+    assert result.motion is not None
+    torch.testing.assert_close(result.motion, torch.tensor([[0.0, 15.0]]), atol=0.1, rtol=0)
+    assert int(result.temporal_attention[0].argmax()) == 1  # type: ignore[index]
