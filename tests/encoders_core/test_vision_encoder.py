@@ -116,6 +116,11 @@ def test_numbers_that_make_no_sense_are_named(encoder: VisionEncoder) -> None:
         make(output_dim=0)
 
 
+def test_encode_is_without_chance_even_in_training_mode() -> None:
+    encoder = configured("transformer_blocks", feedforward_dropout=0.5).train()
+    assert torch.equal(encoder.encode(images()).features, encoder.encode(images()).features)
+
+
 def test_modes_of_submodules_survive_encode(encoder: VisionEncoder) -> None:
     encoder.train()
     encoder.model.layers[0].eval()  # frozen by the user
@@ -159,6 +164,12 @@ def test_confidence_is_higher_where_views_agree(encoder: VisionEncoder) -> None:
 def test_rollout_follows_the_attention() -> None:
     identity = torch.eye(5).expand(1, 3, 2, 5, 5)
     torch.testing.assert_close(attention_rollout(identity), torch.eye(5)[None])
+    first, second = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    by_hand = torch.tensor([[0.5, 0.5], [0.5, 0.5]])  # (second + 1) / 2 @ (first + 1) / 2, heads all alike
+    stacked = torch.stack((first, second))[None, :, None].expand(1, 2, 3, 2, 2)
+    torch.testing.assert_close(attention_rollout(stacked), by_hand[None])
+    uneven = torch.tensor([[0.2, 0.8], [0.6, 0.4]])
+    torch.testing.assert_close(attention_rollout(uneven.expand(1, 1, 1, 2, 2)), (uneven + torch.eye(2))[None] / 2)
     weights = torch.zeros(1, 1, 1, 5, 5)
     weights[..., 3] = 1.0  # everybody looks at the third patch
     result = VisionResult(features=torch.zeros(1, 2), attention_weights=weights, grid_hw=(2, 2), prefix=1)

@@ -29,7 +29,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "lanczos": ("SiglipImageProcessorPil", {"resample": 1}),
     "unscaled": ("SiglipImageProcessorPil", {"do_rescale": False, "do_normalize": False}),
 }
-SIZES = ((720, 1280), (640, 480), (301, 200), (50, 61), (224, 224))
+SIZES = ((720, 1280), (640, 480), (500, 300), (301, 200), (50, 61), (224, 224))
 
 
 def picture(size_hw: tuple[int, int], kind: str) -> NDArray[np.uint8]:
