@@ -111,7 +111,8 @@ class MultimodalSearchEncoder(Encoder):
         text = TextEncoder.from_pretrained(folder / "text")
         vision: VisionEncoder | ClassNameBridge
         if config["top_classes"] is not None:
-            vision = ClassNameBridge(text, top_classes=config["top_classes"])
+            vectors = read_tensors(folder / "class_vectors.safetensors")["class_vectors"]
+            vision = ClassNameBridge(text, top_classes=config["top_classes"], class_vectors=vectors)
         else:
             vision = VisionEncoder.from_pretrained(folder / "vision")
         encoder = cls(vision, text, config["fusion_method"], config["embedding_space_dim"])
@@ -123,11 +124,13 @@ class MultimodalSearchEncoder(Encoder):
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write heads and encoders for `from_pretrained`; the index is saved by itself, `index.save`."""
-        folder, bridge = Path(directory), isinstance(self.vision_encoder, ClassNameBridge)
+        folder, vision = Path(directory), self.vision_encoder
         folder.mkdir(parents=True, exist_ok=True)
         self.text_encoder.save_pretrained(folder / "text")
-        if isinstance(self.vision_encoder, VisionEncoder):
-            self.vision_encoder.save_pretrained(folder / "vision")
+        if isinstance(vision, ClassNameBridge):
+            write_tensors({"class_vectors": vision.class_vectors}, folder / "class_vectors.safetensors")
+        else:
+            vision.save_pretrained(folder / "vision")
         if self.heads is not None:
             write_tensors(self.heads.state_dict(), folder / "model.safetensors")
         config = {
@@ -135,7 +138,7 @@ class MultimodalSearchEncoder(Encoder):
             "fusion_method": self.fusion_method,
             "embedding_space_dim": self.embedding_space_dim,
             "aligned": self.aligned,
-            "top_classes": self.vision_encoder.top_classes if bridge else None,
+            "top_classes": vision.top_classes if isinstance(vision, ClassNameBridge) else None,
         }
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -295,7 +298,7 @@ def _hash(tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in tensors.items():
         array = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
-        digest.update(memoryview(array.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

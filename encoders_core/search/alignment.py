@@ -91,10 +91,13 @@ def info_nce(logits: Tensor, groups: Tensor) -> Tensor:
     """(N, N) scaled cosines of pairs, (N,) group of each -> the symmetric InfoNCE loss (https://arxiv.org/abs/1807.03748).
 
     Pairs of one group, such as pictures with the same caption, are not each other's negatives: they share the target.
+    What even a perfect model could not get below then is taken off, so that 0 is perfect.
     """
     same = (groups[:, None] == groups[None, :]).to(logits.dtype)
-    target = same / same.sum(dim=1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    count = same.sum(dim=1, keepdim=True)
+    target = same / count
+    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return loss - count.log().mean()
 
 
 def fit_heads(
@@ -127,9 +130,7 @@ def fit_heads(
     optimizer = torch.optim.AdamW(heads.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
     losses, validations, epoch = [], [best], 0
     shown = sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
-    for epoch in track(
-        range(1, options.epochs + 1), "Fitting", disable=not shown, console=Console(stderr=True), transient=True
-    ):
+    for epoch in track(range(1, options.epochs + 1), "Fitting", disable=not shown, console=Console(stderr=True)):
         batches = _shuffled(train, options.batch_size, generator)
         losses.append(_train_epoch(heads, optimizer, (images, texts, labels), batches))
         validations.append(validate())

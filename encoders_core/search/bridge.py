@@ -39,13 +39,20 @@ class ClassNameBridge(Encoder):
     """Pictures, or published EfficientNet-Lite0 vectors, -> vectors in the space of a text encoder.
 
     `text_encoder` is any with trained weights; by default the offline MiniLM. The squashed 224 px input is that of the
-    camera pipeline, so that a picture and its published vector give the same. Raises WeightsNotFoundError.
+    camera pipeline, so that a picture and its published vector give the same. `class_vectors` (1000, D) of unit length
+    spare the encoding of the class names, which takes seconds. Raises WeightsNotFoundError.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
     class_vectors: Tensor
 
-    def __init__(self, text_encoder: TextEncoder | None = None, *, top_classes: int = 10) -> None:
+    def __init__(
+        self,
+        text_encoder: TextEncoder | None = None,
+        *,
+        top_classes: int = 10,
+        class_vectors: Tensor | None = None,
+    ) -> None:
         super().__init__()
         if not 1 <= top_classes <= 1000:
             raise OptionError(f"top_classes: expected 1 to 1000, got {top_classes}")
@@ -56,8 +63,14 @@ class ClassNameBridge(Encoder):
         self.network.load_state_dict(weights)
         self.fingerprint = fingerprint(weights, _INPUT, pooling="mean", head="none", variant="float32")
         self.transform = ImageTransform(size_hw=_INPUT.size_hw, interpolation="area", mean=_INPUT.mean, std=_INPUT.std)
-        vectors = text_encoder.encode_text(class_texts(), convert_to_tensor=True, normalize_embeddings=True)
-        self.register_buffer("class_vectors", torch.as_tensor(vectors).to(self.device))
+        if class_vectors is None:
+            found = text_encoder.encode_text(class_texts(), 128, convert_to_tensor=True, normalize_embeddings=True)
+            class_vectors = torch.as_tensor(found)
+        elif class_vectors.shape != (1000, text_encoder.output_dim):
+            raise InputError(
+                f"class_vectors: expected (1000, {text_encoder.output_dim}), got {tuple(class_vectors.shape)}"
+            )
+        self.register_buffer("class_vectors", class_vectors.to(self.device))
         self.requires_grad_(requires_grad=False).eval()
 
     @property

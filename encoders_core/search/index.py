@@ -224,14 +224,14 @@ def _unit_rows(ids: Sequence[Id], vectors: Any, ndim: int) -> NDArray[np.float32
     for key in ids:
         if not isinstance(key, int | str) or isinstance(key, bool):
             raise InputError(f"expected ids to be whole numbers or strings, got {key!r}")
-    rows = _floats(vectors).reshape(len(ids), -1) if not len(ids) else _floats(vectors)
-    if len(ids) and rows.shape != (len(ids), ndim):
+    rows = _floats(vectors) if len(ids) else np.empty((0, ndim), np.float32)
+    if rows.shape != (len(ids), ndim):
         raise InputError(f"expected vectors ({len(ids)}, {ndim}), got {rows.shape}")
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))
     if len(bad):
         raise InputError(f"the vector of id {ids[bad[0]]!r} is zero or not finite")
-    unit: NDArray[np.float32] = rows / lengths if len(ids) else np.empty((0, ndim), np.float32)
+    unit: NDArray[np.float32] = rows / lengths
     return unit
 
 
