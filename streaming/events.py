@@ -5,7 +5,9 @@ is a CloudEvent (https://github.com/cloudevents/spec, 1.0, MQTT binding): attrib
 speaks MQTT 5 ("binary mode"), one JSON object with attributes and data otherwise ("structured mode").
 """
 
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Final, Literal
@@ -165,11 +167,18 @@ class _Running:
 class EventDetector:
     """The events of one camera: feed it every record, and the time when nothing comes."""
 
-    def __init__(self, node: str, camera: str, session: str, settings: EventSettings | None = None) -> None:
-        self.node, self.camera = node, camera
-        self._session = session
-        self._settings = settings or EventSettings()
-        self._begun = 0
+    def __init__(
+        self,
+        node: str,
+        camera: str,
+        session: str,
+        settings: EventSettings | None = None,
+        numbers: Iterator[int] | None = None,
+    ) -> None:
+        self.node, self.camera, self._session = node, camera, session
+        self.settings = settings or EventSettings()
+        self._numbers = numbers or itertools.count(1)
+        """Shared by all detectors of a session: a camera that is removed and comes back begins no old event again."""
         self._above_ns: int | None = None
         self._activity: _Running | None = None
         self._scene: _Running | None = None
@@ -183,7 +192,7 @@ class EventDetector:
             change = record.change
         elif record.cut or record.reset or record.quality.cold:
             # All of the picture is new: that is a cut or a beginning, not something that moves.
-            is_cut = record.cut and not record.reset and self._settings.scene_change
+            is_cut = record.cut and not record.reset and self.settings.scene_change
             events = self._cut(now_ns, at_us) if is_cut else []
             return events + self.tick(now_ns)
         else:
@@ -192,7 +201,7 @@ class EventDetector:
 
     def tick(self, now_ns: int) -> list[Event]:
         """What has ended by itself at `now_ns`."""
-        settings, events = self._settings, []
+        settings, events = self.settings, []
         if self._activity and now_ns - self._activity.last_ns >= settings.quiet_s * 1e9:
             events.append(self._end_activity("quiet"))
         if self._scene and now_ns - self._scene.last_ns >= settings.debounce_s * 1e9:
@@ -206,7 +215,7 @@ class EventDetector:
         return [*events, self._end_scene("camera_lost")] if self._scene else events
 
     def _change(self, change: float, now_ns: int, at_us: int) -> list[Event]:
-        settings, running = self._settings, self._activity
+        settings, running = self.settings, self._activity
         if running is None:
             return self._maybe_begin(change, now_ns, at_us)
         if change < settings.stop_change:
@@ -218,12 +227,12 @@ class EventDetector:
         return [self._event("activity", running, "update", change=change)]
 
     def _maybe_begin(self, change: float, now_ns: int, at_us: int) -> list[Event]:
-        if change < self._settings.start_change or not self._settings.activity:
+        if change < self.settings.start_change or not self.settings.activity:
             self._above_ns = None
             return []
         if self._above_ns is None:
             self._above_ns = now_ns
-        if now_ns - self._above_ns < self._settings.min_duration_s * 1e9:
+        if now_ns - self._above_ns < self.settings.min_duration_s * 1e9:
             return []
         self._above_ns = None
         self._activity = _Running(self._name("activity"), at_us, now_ns, at_us, update_ns=now_ns, peak=change)
@@ -248,8 +257,7 @@ class EventDetector:
         return self._event("scene_change", running, "end", reason=reason)
 
     def _name(self, event_type: EventType) -> str:
-        self._begun += 1
-        return f"{self._session}-{self.camera}-{event_type}-{self._begun}"
+        return f"{self._session}-{self.camera}-{event_type}-{next(self._numbers)}"
 
     def _event(
         self,

@@ -1,5 +1,6 @@
 """A connection to a broker in the newest MQTT that it speaks. Reconnecting is the caller's business: a link lives once."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -76,7 +77,9 @@ async def _open_newest(settings: BrokerSettings, handlers: Handlers, will: Will 
 async def _open(
     settings: BrokerSettings, handlers: Handlers, will: Will | None, protocol: Protocol, timeout_s: float
 ) -> Link:
-    sock = await dial(settings, settings.tls.context() if settings.tls else None)
+    # Reading the authorities of the system takes a while.
+    context = await asyncio.to_thread(settings.tls.context) if settings.tls else None
+    sock = await dial(settings, context)
     link = Link(settings, handlers, will, protocol)
     await link.open(sock, timeout_s)
     return link

@@ -29,6 +29,7 @@ class Parcel:
     again: bool = True
     """Sent again after a reconnection if it was not acknowledged. States are not: they are made anew."""
     spool_id: int | None = None
+    is_embedding: bool = False
 
 
 @dataclass(slots=True)
@@ -63,9 +64,14 @@ class Outbox:
         while len(self.queued) > self.max_queued:
             self.dropped[self.queued.popleft().camera] += 1
 
+    @property
+    def room(self) -> bool:
+        """Whether one more QoS 1 message may be in flight."""
+        return len(self.in_flight) < self.window
+
     def next(self, now_ns: int) -> Parcel | None:
         """The next parcel to send, taken out; None if there is none or the window is full."""
-        if len(self.in_flight) >= self.window:
+        if not self.room:
             return None
         if self.latest:
             return self.latest.pop(next(iter(self.latest)))

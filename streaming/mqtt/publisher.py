@@ -9,12 +9,12 @@ All `publish_*` and `set_*` return at once; they are called from the event loop 
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -23,7 +23,8 @@ from streaming.clock import SYSTEM_CLOCK, Clock
 from streaming.errors import BrokerError
 from streaming.events import Event, EventDetector, EventSettings
 from streaming.frames import Since
-from streaming.mqtt.compose import to_json
+from streaming.mqtt.announcer import JSON, Announcer
+from streaming.mqtt.compose import SCHEMA, to_json
 from streaming.mqtt.lane import Lane, TailMark
 from streaming.mqtt.link import Handlers, ProtocolMemory, Will, connect
 from streaming.mqtt.measure import Percentiles, Written
@@ -43,7 +44,6 @@ LONG_LIVED_NS: Final = 30 * 10**9
 SLOW_RETRY_S: Final = {"taken_over": 30.0, "auth": 10.0, "tls": 10.0}
 FAREWELL_S: Final = 1.5
 STATS_EXPIRY_S: Final = 60
-JSON: Final = "application/json"
 DELIVERING: Final = frozenset({"streaming"})
 
 Command = Callable[[str, str, Any], Awaitable[Any] | Any]
@@ -80,8 +80,7 @@ class PublisherStatistics:
     cold: int
     unknown_cameras: int
     events_waiting: int
-    spool_dropped: int = 0
-    counters: dict[str, int] = field(default_factory=dict)
+    spool_dropped: int
 
 
 class Publisher:
@@ -105,22 +104,18 @@ class Publisher:
         self.session = session or uuid.uuid4().hex[:12]
         self.on_command = on_command
         self._sender = Sender(self.settings, self.topics, self.session, clock)
-        self._sender.on_written = on_written
+        self._sender.embeddings.on_written = on_written
+        self.announcer = Announcer(self._sender, self.topics)
         self._clock = clock
         self._event_settings = event_settings
         self._detectors: dict[str, EventDetector] = {}
         self._cameras: set[str] | None = None
-        self._values: dict[str, bytes] = {}
-        self._to_clear: set[str] = set()
-        """Retained topics of cameras that are gone, until the broker confirms."""
-        self._rates: dict[str, tuple[int, int, float]] = {}
+        self._event_numbers = itertools.count(1)
         self._memory = ProtocolMemory()
         self._backoff = Backoff(rng=rng or random.Random())  # noqa: S311 - jitter, no secret
         self._closing = asyncio.Event()
-        self._started_us = clock.unix_us()
         self._connections = 0
         self._unknown = 0
-        self._said = ""
 
     async def __aenter__(self) -> Self:
         """Open the spool, if there is one. Raises SpoolError or ConfigError on what cannot work."""
@@ -166,7 +161,7 @@ class Publisher:
             return
         previous, lane.state = lane.state, record
         if previous is None or (previous.state, previous.reason) != (record.state, record.reason):
-            self._announce_state(lane)
+            self.announcer.state(lane)
             if record.state not in DELIVERING and record.camera in self._detectors:
                 self._queue_events(self._detectors[record.camera].lost())
 
@@ -176,20 +171,22 @@ class Publisher:
 
     def publish_stats(self, figures: Mapping[str, Any]) -> None:
         """Publish figures of the node, as JSON. Raises WireError on what JSON cannot say."""
-        body = {"v": 1, "session": self.session, "at": self._clock.unix_us(), **figures}
-        self._announce(Parcel(self.topics.stats, to_json(body), qos=0, properties=plain(STATS_EXPIRY_S, JSON)))
+        body = to_json({"v": SCHEMA, "session": self.session, "at": self._clock.unix_us(), **figures})
+        if self._sender.link is not None:
+            self._sender.outbox.put_latest(
+                Parcel(self.topics.stats, body, qos=0, properties=plain(STATS_EXPIRY_S, JSON))
+            )
+            self._sender.pump()
 
     def publish_value(self, camera: str, name: str, value: Any) -> None:
         """Publish, retained, the value of a setting that is in effect. Raises WireError on what JSON cannot say."""
-        topic = self.topics.value(check_id("a camera id", camera), check_id("a setting", name))
-        self._values[topic] = to_json(value)
-        self._announce(self._retained(topic, self._values[topic]))
+        self.announcer.value(camera, name, value)
 
     def set_model(self, descriptor: ModelDescriptor) -> None:
         """Publish, retained, which model vectors come from; again whenever it changes."""
-        self._sender.models[check_id("a model id", descriptor.model_id)] = descriptor
-        self._announce_model(descriptor)
-        self._announce_info()
+        self._sender.embeddings.models[check_id("a model id", descriptor.model_id)] = descriptor
+        self.announcer.model(descriptor)
+        self.announcer.info()
 
     def set_cameras(self, cameras: Iterable[str] | Mapping[str, int | None]) -> None:
         """The cameras from now on; retained topics of others are cleared, here and when the broker is back.
@@ -201,12 +198,13 @@ class Publisher:
         for camera in self._sender.lanes.keys() - self._cameras:
             self._forget(camera)
         for camera, seq in first_seq.items():
+            if camera in self._detectors:
+                self._detectors[camera].settings = self._event_settings(camera)
             if camera not in self._sender.lanes:
-                lane = self._sender.lanes[camera] = Lane(camera)
+                lane = self._sender.add_lane(camera)
                 lane.account.next_seq = seq
-                self._to_clear.discard(self.topics.state(camera))
-                self._announce_state(lane)
-        self._announce_info()
+                self.announcer.camera_added(lane)
+        self.announcer.info()
 
     # Running
 
@@ -233,17 +231,17 @@ class Publisher:
     def statistics(self) -> PublisherStatistics:
         """Where it stands: counts, stage times, and what is wrong now."""
         sender = self._sender
-        problems = [*sender.problems.values(), *([sender.spooler.problem] if sender.spooler.problem else [])]
+        problems = [*sender.problems.sentences(), *([sender.spooler.problem] if sender.spooler.problem else [])]
         return PublisherStatistics(
             connected=sender.link is not None,
             protocol=sender.link.protocol if sender.link else None,
             problems=problems,
             connections=self._connections,
             cameras={camera: _camera_statistics(lane) for camera, lane in sender.lanes.items()},
-            percentiles_ms=sender.meter.percentiles_ms(),
-            budget_hits=sender.meter.hits,
-            budget_misses=sender.meter.misses,
-            cold=sender.meter.cold,
+            percentiles_ms=sender.embeddings.meter.percentiles_ms(),
+            budget_hits=sender.embeddings.meter.hits,
+            budget_misses=sender.embeddings.meter.misses,
+            cold=sender.embeddings.meter.cold,
             unknown_cameras=self._unknown,
             events_waiting=len(sender.outbox.queued),
             spool_dropped=sender.spooler.dropped.total(),
@@ -282,10 +280,9 @@ class Publisher:
         will = Will(self.topics.availability, b"offline")
         async with connect(self.settings, handlers, will=will, memory=self._memory) as link:
             self._connections += 1
-            self._sender.problems.pop("connection", None)
-            self._said = ""
+            self._sender.problems.over("connection")
             log.info("connected to %s, MQTT %s", self.settings.address, link.protocol)
-            self._sender.connected(link, self.announcements(link.protocol))
+            self._sender.connected(link, self.announcer.everything(link.protocol))
             await session.run(link)
 
     async def _keep_spool(self) -> None:
@@ -297,7 +294,7 @@ class Publisher:
     async def _say_goodbye(self) -> None:
         sender = self._sender
         sender.closing = True
-        self._announce(self._retained(self.topics.availability, b"stopped"))
+        self.announcer.stopped()
         while sender.link is not None and (
             sender.outbox.latest
             or sender.outbox.queued
@@ -308,40 +305,16 @@ class Publisher:
             await asyncio.sleep(0.01)
 
     def _complain(self, exc: BrokerError, delay_s: float) -> None:
-        self._sender.problems["connection"] = str(exc)
-        if str(exc) != self._said:
-            self._said = str(exc)
-            log.warning("%s; trying again in %.1f s", exc, delay_s)
+        self._sender.problems.add("connection", str(exc))
+        log.debug("trying again in %.1f s", delay_s)
 
-    # Announcements
+    # For the session
 
-    def announcements(self, protocol: str) -> list[Parcel]:
-        """Everything retained, for a broker that may know nothing of us."""
-        parcels = [self._retained(self.topics.availability, b"online"), self._info(protocol)]
-        parcels += [self._retained(topic, b"") for topic in sorted(self._to_clear)]
-        parcels += [self._model(descriptor) for descriptor in self._sender.models.values()]
-        parcels += [self._state(lane) for lane in self._sender.lanes.values()]
-        return parcels + [self._retained(topic, value) for topic, value in self._values.items()]
-
-    def every_second(self) -> None:
+    def tick(self) -> None:
         """End the events that end by themselves."""
         now_ns = self._clock.monotonic_ns()
         for detector in self._detectors.values():
             self._queue_events(detector.tick(now_ns))
-
-    def announce_states(self) -> None:
-        """Publish the state of every camera; without any, that we are there: the broker's answer shows that it lives."""
-        for lane in self._sender.lanes.values():
-            self._sender.outbox.put_latest(self._state(lane))
-        if not self._sender.lanes:
-            self._sender.outbox.put_latest(self._retained(self.topics.availability, b"online"))
-        self._sender.pump()
-
-    def clear(self, topics: Iterable[str]) -> None:
-        """Remove retained messages, now and at each connection until this session ends."""
-        for topic in topics:
-            self._to_clear.add(topic)
-            self._announce(self._retained(topic, b""))
 
     @property
     def cameras(self) -> set[str] | None:
@@ -351,77 +324,30 @@ class Publisher:
     @property
     def models(self) -> set[str]:
         """Ids of the models announced so far."""
-        return set(self._sender.models)
-
-    def _announce(self, parcel: Parcel) -> None:
-        if self._sender.link is not None:  # else a connection announces all of it anyway
-            self._sender.outbox.put_latest(parcel)
-            self._sender.pump()
-
-    def _announce_info(self) -> None:
-        if self._sender.link is not None:
-            self._announce(self._info(self._sender.link.protocol))
-
-    def _announce_model(self, descriptor: ModelDescriptor) -> None:
-        self._announce(self._model(descriptor))
-
-    def _announce_state(self, lane: Lane) -> None:
-        if self._sender.link is not None:
-            self._announce(self._state(lane))
-
-    def _info(self, protocol: str) -> Parcel:
-        body = self._sender.composer.info(
-            version=_version(),
-            node=self.node,
-            started_us=self._started_us,
-            cameras=self._sender.lanes,
-            models=self._sender.models,
-            protocol=protocol,
-        )
-        return self._retained(self.topics.info, body)
-
-    def _model(self, descriptor: ModelDescriptor) -> Parcel:
-        return self._retained(self.topics.model(descriptor.model_id), self._sender.composer.model(descriptor))
-
-    def _state(self, lane: Lane) -> Parcel:
-        now = self._sender.now()
-        published, at_ns, fps = self._rates.get(lane.camera, (lane.account.published, now.ns, 0.0))
-        if now.ns - at_ns > 10**9:
-            fps = (lane.account.published - published) / (now.ns - at_ns) * 1e9
-            published, at_ns = lane.account.published, now.ns
-        self._rates[lane.camera] = (published, at_ns, fps)
-        return self._retained(self.topics.state(lane.camera), self._sender.composer.state(lane, now, fps))
-
-    def _retained(self, topic: str, payload: bytes) -> Parcel:
-        content = "" if topic == self.topics.availability or not payload else JSON
-        return Parcel(topic, payload, retain=True, properties=plain(None, content), again=False)
+        return set(self._sender.embeddings.models)
 
     # Cameras and events
 
     def _lane(self, camera: str) -> Lane | None:
         lane = self._sender.lanes.get(camera)
         if lane is None and self._cameras is None:
-            lane = self._sender.lanes[check_id("a camera id", camera)] = Lane(camera)
+            lane = self._sender.add_lane(check_id("a camera id", camera))
         if lane is None:
             self._unknown += 1  # a straggler of a camera that was removed
         return lane
 
     def _forget(self, camera: str) -> None:
         del self._sender.lanes[camera]
-        self._rates.pop(camera, None)
         detector = self._detectors.pop(camera, None)
         if detector is not None:
             self._queue_events(detector.lost())
-        prefix = self.topics.value(camera, "")
-        values = [topic for topic in self._values if topic.startswith(prefix)]
-        for topic in values:
-            del self._values[topic]
-        self.clear([self.topics.state(camera), *values])
+        self.announcer.camera_removed(camera)
 
     def _detect(self, record: FeatureRecord | HeldRecord) -> None:
         detector = self._detectors.get(record.camera)
         if detector is None:
-            detector = EventDetector(self.node, record.camera, self.session, self._event_settings(record.camera))
+            settings = self._event_settings(record.camera)
+            detector = EventDetector(self.node, record.camera, self.session, settings, self._event_numbers)
             self._detectors[record.camera] = detector
         self._queue_events(detector.feed(record, self._clock.monotonic_ns()))
 
@@ -455,10 +381,3 @@ def _camera_statistics(lane: Lane) -> CameraStatistics:
         restarts=account.restarts,
         rejected=lane.rejected,
     )
-
-
-def _version() -> str:
-    try:
-        return version("camvec")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "0"

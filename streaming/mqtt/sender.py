@@ -6,34 +6,30 @@ record of each camera waits, and whatever the wait costs is booked by cause.
 
 import asyncio
 import logging
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterable
 from typing import Final
 
-from streaming import message
 from streaming.clock import Clock
 from streaming.errors import BrokerError, WireError
 from streaming.frames import DropCause, Since
 from streaming.message import CONTENT_TYPE
 from streaming.mqtt.compose import Composer, Moment
-from streaming.mqtt.lane import Lane, Place, TailMark, Waiting
+from streaming.mqtt.embeddings import LASTING_S, Embeddings
+from streaming.mqtt.lane import Lane, TailMark, Waiting
 from streaming.mqtt.link import Link
-from streaming.mqtt.measure import BudgetMeter, Written
 from streaming.mqtt.parcels import MAX_IN_FLIGHT, SPOOL_IN_FLIGHT, InFlight, Outage, Outbox, Parcel, places
+from streaming.mqtt.problems import Problems
 from streaming.mqtt.properties import plain
 from streaming.mqtt.settings import MqttSettings
 from streaming.mqtt.spooler import Spooler
-from streaming.records import FeatureRecord, HeldRecord, ModelDescriptor
+from streaming.records import FeatureRecord, HeldRecord
 from streaming.topics import Topics
 
 log = logging.getLogger("camvec.mqtt")
 
 BURST: Final = 64
 """Packets before the event loop gets its turn again."""
-PROBE_NS: Final = 30 * 10**9
-"""A topic that the broker denied is asked about again after this."""
-LASTING_S: Final = 3600
-"""Expiry of what must not be lost by a nap of its reader: spooled embeddings and those of files."""
 
 
 class Sender:
@@ -45,13 +41,18 @@ class Sender:
         self.clock = clock
         self.composer = Composer(settings, session)
         self.lanes: dict[str, Lane] = {}
-        self.models: dict[str, ModelDescriptor] = {}
         self.outbox = Outbox(settings.max_events)
         self.spooler = Spooler(settings)
-        self.meter = BudgetMeter()
-        self.problems: dict[str, str] = {}
-        """What is wrong now, one sentence each, by what it is about."""
-        self.on_written: Callable[[Written], None] | None = None
+        self.problems = Problems()
+        self.embeddings = Embeddings(
+            settings=settings,
+            topics=topics,
+            composer=self.composer,
+            clock=clock,
+            lanes=self.lanes,
+            outbox=self.outbox,
+            problems=self.problems,
+        )
         self.link: Link | None = None
         self.closing = False
         """Only what is live goes out any more; the spool keeps the rest."""
@@ -59,16 +60,17 @@ class Sender:
         """Since when the socket has not taken everything."""
         self._outage = Outage.begin({}, clock.unix_us(), "not connected yet")
         self._ready: dict[str, None] = {}
-        self._unwritten: deque[tuple[Lane, FeatureRecord]] = deque()
-        self._probed: set[str] = set()
-        self._denied_ns: dict[str, int] = {}
-        self._awaited: set[str] = set()
-        """Cameras whose last embedding, of QoS 1 by configuration, is not acknowledged yet."""
+        self._seqs: dict[str, dict[str, int]] = {}
         self._pumping = False
 
     def now(self) -> Moment:
         """This instant."""
         return Moment(self.clock.monotonic_ns(), self.clock.unix_us())
+
+    def add_lane(self, camera: str) -> Lane:
+        """A camera that is new, or back: its messages count on where they were."""
+        lane = self.lanes[camera] = Lane(camera, seqs=self._seqs.setdefault(camera, {}))
+        return lane
 
     # What comes in
 
@@ -93,7 +95,7 @@ class Sender:
 
     # The link
 
-    def connected(self, link: Link, announcements: list[Parcel]) -> None:
+    def connected(self, link: Link, announcements: Iterable[Parcel]) -> None:
         """There is a broker: announce, tell what was missed, go on."""
         self.link, self.stuck_ns = link, None
         self.outbox.window = min(MAX_IN_FLIGHT, link.limits.receive_maximum)
@@ -111,9 +113,7 @@ class Sender:
         self.link = None
         self.outbox.disconnected()
         self.spooler.rewind()
-        self._probed.clear()
-        self._awaited.clear()
-        self._unwritten.clear()
+        self.embeddings.disconnected()
         self._outage = Outage.begin(self.lanes, self.clock.unix_us(), reason)
 
     def acknowledged(self, mid: int, code: int) -> None:
@@ -122,14 +122,14 @@ class Sender:
         if flight is None:
             return
         parcel = flight.parcel
-        if parcel.camera in self._awaited and parcel.topic.startswith(self.topics.embedding(parcel.camera, "")):
-            self._awaited.discard(parcel.camera)
-            self._ready[parcel.camera] = None
+        camera = self.embeddings.acknowledged(parcel)
+        if camera is not None:
+            self._ready[camera] = None
         if code >= 128:
             self._denied(parcel, code)
         else:
-            self._denied_ns.pop(parcel.topic, None)
-            self.problems.pop(parcel.topic, None)
+            self.embeddings.accepted(parcel.topic)
+            self.problems.over(parcel.topic)
             if parcel.spool_id is not None:
                 self.spooler.acknowledged(parcel.spool_id)
         asyncio.get_running_loop().call_soon(self.pump)
@@ -137,9 +137,7 @@ class Sender:
     def drained(self) -> None:
         """The socket took what it had refused before."""
         self.stuck_ns = None
-        written_ns = self.clock.monotonic_ns()
-        while self._unwritten:
-            self._written(*self._unwritten.popleft(), written_ns)
+        self.embeddings.drained()
         self.pump()
 
     # What goes out
@@ -174,10 +172,7 @@ class Sender:
         return parcel is not None
 
     def _send_spooled(self) -> bool:
-        if self.closing:
-            return False
-        room = min(SPOOL_IN_FLIGHT, self.outbox.window) - self.outbox.spooled_in_flight
-        if room <= 0 or len(self.outbox.in_flight) >= self.outbox.window:
+        if self.closing or not self.outbox.room or self.outbox.spooled_in_flight >= SPOOL_IN_FLIGHT:
             return False
         item = self.spooler.next()
         if item is None:
@@ -197,134 +192,30 @@ class Sender:
         except BrokerError as exc:
             if exc.reason != "too_large":
                 raise
-            self._problem(parcel.topic, f"{parcel.topic} was not sent: {exc}")
+            self.problems.add(parcel.topic, f"{parcel.topic} was not sent: {exc}")
             return
         if parcel.qos:
             self.outbox.sent(mid, InFlight(parcel, now_ns, places(self.lanes)))
 
     def _send_record(self) -> bool:
-        if self.settings.embedding_qos and len(self.outbox.in_flight) >= self.outbox.window:
-            return False
-        while self._ready:
+        """The next record, of the cameras in turn."""
+        assert self.link is not None  # noqa: S101 - the pump has looked
+        while self._ready and not self.embeddings.blocked:
             camera = next(iter(self._ready))
             del self._ready[camera]
             lane = self.lanes.get(camera)
-            if lane is None or not lane.waiting or camera in self._awaited:
+            if lane is None or not self.embeddings.may_send(camera):
                 continue
-            self._send_waiting(lane, lane.take())
+            lane.expire(self.clock.monotonic_ns(), self.settings.expiry_s * 10**9)
+            if not lane.waiting:
+                continue
+            self.embeddings.send(self.link, lane, lane.take())
             if lane.waiting:
                 self._ready[camera] = None
             return True
         return False
 
-    def _send_waiting(self, lane: Lane, waiting: Waiting) -> None:
-        record = waiting.record
-        try:
-            if isinstance(record, FeatureRecord):
-                self._send_feature(lane, record, waiting.since)
-            else:
-                self._send_heartbeat(lane, record, waiting.since)
-        except WireError as exc:
-            self._give_up(lane, waiting, str(exc))
-        except BrokerError as exc:
-            if exc.reason != "too_large":
-                lane.put_back(waiting)
-                raise
-            self._give_up(lane, waiting, str(exc))
-
-    def _send_feature(self, lane: Lane, record: FeatureRecord, since: Since) -> None:
-        now = self.now()
-        frame = self.composer.frame(lane, record, since, now)
-        body = message.encode(frame, self.settings.format)
-        self._publish(lane, record.model_id, body, self._expiry_s(record), Place(frame.seq, record.frame_seq))
-        lane.account.published += 1
-        self._send_temporal(lane, record, since, now)
-        if self.link is not None and self.link.idle:
-            self._written(lane, record, self.clock.monotonic_ns())
-        else:
-            self._unwritten.append((lane, record))
-
-    def _send_temporal(self, lane: Lane, record: FeatureRecord, since: Since, now: Moment) -> None:
-        if record.temporal is None:
-            return
-        descriptor = next((one for one in self.models.values() if one.temporal_of == record.model_id), None)
-        if descriptor is None:
-            self._problem("temporal", f"vectors of the temporal head over {record.model_id} come without a descriptor")
-            return
-        said = lane.temporal_since.add(since)
-        try:
-            body = message.encode(self.composer.temporal(lane, record, said, now, descriptor), self.settings.format)
-            self._publish(lane, descriptor.model_id, body, self._expiry_s(record), None)
-            lane.temporal_since = Since()
-        except (WireError, BrokerError) as exc:
-            said.drop("failed")  # the frame's own vector has gone out: only this topic's next message tells of it
-            self._problem(f"temporal vectors of {lane.camera}", f"a temporal vector was not sent: {exc}")
-
-    def _send_heartbeat(self, lane: Lane, record: HeldRecord | TailMark, since: Since) -> None:
-        now = self.now()
-        soon = now.ns - lane.heartbeat_ns < self.settings.heartbeat_s * 1e9
-        if not lane.model_id or (soon and isinstance(record, HeldRecord)):
-            lane.account.carry(since)
-            return
-        beat = self.composer.heartbeat(lane, record, since, now)
-        body = message.encode(beat, self.settings.format)
-        self._publish(lane, lane.model_id, body, self.settings.expiry_s, Place(beat.seq, record.frame_seq))
-        lane.heartbeat_ns = now.ns
-        lane.temporal_since.add(since)
-
-    def _expiry_s(self, record: FeatureRecord) -> int:
-        return LASTING_S if record.lossless else self.settings.expiry_s
-
-    def _publish(self, lane: Lane, model_id: str, payload: bytes, expiry_s: int, place: Place | None) -> None:
-        """Hand over a message of a lane; `place` is where it stands in the chain, for the topic that is tracked."""
-        assert self.link is not None  # noqa: S101 - the pump has looked
-        now_ns = self.clock.monotonic_ns()
-        topic = self.topics.embedding(lane.camera, model_id)
-        properties = plain(expiry_s, CONTENT_TYPE[self.settings.format])
-        qos = self._qos(topic, now_ns)
-        mid = self.link.send(topic, payload, qos=qos, properties=properties)
-        lane.advance(model_id)
-        lane.sent = place or lane.sent
-        if qos:
-            parcel = Parcel(
-                topic,
-                payload,
-                properties=properties,
-                expires_ns=now_ns + expiry_s * 10**9,
-                camera=lane.camera,
-                again=self.settings.embedding_qos == 1,
-            )
-            self.outbox.sent(mid, InFlight(parcel, now_ns, places(self.lanes)))
-            if self.settings.embedding_qos:
-                self._awaited.add(lane.camera)
-
-    def _qos(self, topic: str, now_ns: int) -> int:
-        """QoS 1 for the first message on a topic after a connection, else nobody would learn of a denial."""
-        if self.settings.embedding_qos:
-            return 1
-        probe = topic not in self._probed or now_ns >= self._denied_ns.get(topic, now_ns + 1)
-        if not probe or len(self.outbox.in_flight) >= self.outbox.window:
-            return 0
-        self._probed.add(topic)
-        if topic in self._denied_ns:
-            self._denied_ns[topic] = now_ns + PROBE_NS
-        return 1
-
-    def _written(self, lane: Lane, record: FeatureRecord, written_ns: int) -> None:
-        written = self.meter.written(record, written_ns)
-        lane.publish_us, lane.lag_ms = written.publish_us, written.total_us / 1000
-        if self.on_written is not None:
-            self.on_written(written)
-
     # What does not go out
-
-    def _give_up(self, lane: Lane, waiting: Waiting, why: str) -> None:
-        lane.rejected += 1
-        if isinstance(waiting.record, FeatureRecord):
-            lane.account.drop(waiting.since, "failed")
-        else:
-            lane.account.carry(waiting.since)
-        self._problem(f"vectors of {lane.camera}", f"a vector of camera {lane.camera} was not sent: {why}")
 
     def _to_spool(self, lane: Lane, dropped: list[Waiting]) -> None:
         if not self.spooler.enabled or self.link is not None:
@@ -357,12 +248,7 @@ class Sender:
         who = f"user {self.settings.username!r}" if self.settings.username else "a client without a user name"
         why = "not authorized" if code == 135 else f"reason code {code}"
         said = f"the broker denies {who} to publish to {parcel.topic} ({why}): allow it in the broker's ACL"
-        self._problem(parcel.topic, said)
-        self._denied_ns[parcel.topic] = self.clock.monotonic_ns() + PROBE_NS
+        self.problems.add(parcel.topic, said)
+        self.embeddings.denied(parcel.topic)
         if parcel.spool_id is None and parcel.again:
             self.outbox.dropped[parcel.camera] += 1
-
-    def _problem(self, about: str, said: str) -> None:
-        if self.problems.get(about) != said:
-            self.problems[about] = said
-            log.warning("%s", said)

@@ -71,10 +71,10 @@ class Session:
             await asyncio.sleep(TICK_S)
             now_ns = clock.monotonic_ns()
             self._check_alive(now_ns)
-            self._publisher.every_second()
+            self._publisher.tick()
             if now_ns - states_ns >= settings.state_s * 1e9:
                 states_ns = now_ns
-                self._publisher.announce_states()
+                self._publisher.announcer.states()
 
     def _check_alive(self, now_ns: int) -> None:
         waiting = [ns for ns in (self._sender.outbox.oldest_ns(), self._sender.stuck_ns) if ns is not None]
@@ -89,10 +89,9 @@ class Session:
             return
         if await link.subscribe([self._sender.topics.commands], qos=1):
             said = f"the broker denies the subscription to {self._sender.topics.commands}: commands do not arrive"
-            self._sender.problems["commands"] = said
-            log.warning("%s", said)
+            self._sender.problems.add("commands", said)
             return
-        self._sender.problems.pop("commands", None)
+        self._sender.problems.over("commands")
         while True:
             address, payload = await self._commands.get()
             await self._obey(address, payload)
@@ -132,7 +131,7 @@ class Session:
         stale = sorted(topic for topic in found if self._is_stale(topic))
         if stale:
             log.info("clearing %d retained topics of an earlier run", len(stale))
-            self._publisher.clear(stale)
+            self._publisher.announcer.clear(stale)
 
     def _is_stale(self, topic: str) -> bool:
         address = parse(self._settings.root, topic)

@@ -119,14 +119,17 @@ async def eventually(true: Callable[[], Any], timeout_s: float = 15) -> None:
 
 @contextlib.asynccontextmanager
 async def sending(port: int, **settings: Any) -> AsyncIterator[Callable[[str, bytes], None]]:
-    """A client that only publishes, QoS 1."""
+    """A client that only publishes, QoS 1, and leaves when the broker has everything."""
     broker = BrokerSettings(port=port, client_id=f"sender-{time.monotonic_ns()}", **settings)
-    async with connect(broker, Handlers(lambda *_: None)) as link:
+    waiting: set[int] = set()
+    async with connect(broker, Handlers(lambda *_: None, lambda mid, _code: waiting.discard(mid))) as link:
 
         def send(topic: str, payload: bytes) -> None:
-            link.send(topic, payload, qos=1)
+            waiting.add(link.send(topic, payload, qos=1))
 
         yield send
+        # A socket that is closed with unread acknowledgements is reset, and the broker may lose what it had not read.
+        await eventually(lambda: not waiting)
 
 
 @contextlib.asynccontextmanager
