@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from encoders_core.hardware_threads import configure_threads
 from encoders_core.realtime.frame_encoder import load_frame_encoder
 from streaming.sources.convert import convert
+from streaming.sources.scene import Scene, SceneParams
 from streaming.sources.strip import read_time_code
 from streaming.sources.timecode import STRIP_PX, write_strip
 from workers.encoding import drain, frame_spec_of
@@ -35,16 +36,27 @@ def code_clip(source: Path, path: Path, *, seconds: float) -> CodedClip:
     """Write the first `seconds` of `source` to `path`; a shorter one is written once."""
     with av.open(str(source)) as container:
         fps = Fraction(container.streams.video[0].average_rate or 25)
+    return _code(islice(_planes(source), round(seconds * fps)), path, fps)
+
+
+def code_scene(path: Path, *, url: str = "scene:street?size=1280x720", seconds: float) -> CodedClip:
+    """Write the first `seconds` of the built-in scene to `path`, at 25 frames a second."""
+    scene = Scene(SceneParams.parse(url))
+    rendered = (av.VideoFrame.from_ndarray(scene.render(index), format="rgb24") for index in range(round(25 * seconds)))
+    return _code((image.to_ndarray(format="yuv420p") for image in rendered), path, Fraction(25))
+
+
+def _code(pictures: Iterator[NDArray[np.uint8]], path: Path, fps: Fraction) -> CodedClip:
     with av.open(str(path), "w", format="h264") as output:
         stream, count = None, 0
-        for planes in islice(_planes(source), round(seconds * fps)):
+        for planes in pictures:
             stream = stream or _encoder(output, planes.shape, fps)
             picture = av.VideoFrame.from_ndarray(_with_strip(planes, count), format="yuv420p")
             picture.pts, picture.time_base = count, 1 / fps
             output.mux(stream.encode(picture))
             count += 1
         if stream is None:
-            raise ValueError(f"{source}: no picture in it")
+            raise ValueError(f"expected a video with pictures to write to {path}")
         output.mux(stream.encode(None))
     return CodedClip(path, fps, (stream.width, stream.height), count)
 

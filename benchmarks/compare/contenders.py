@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -29,13 +30,14 @@ async def loops(kind: str, urls: dict[str, str], port: int) -> AsyncIterator[Pid
 
 
 @contextlib.asynccontextmanager
-async def daemon(folder: Path, urls: dict[str, str], port: int) -> AsyncIterator[Pids]:
-    """`camvec run`, everything at its default but for the broker and the cameras."""
+async def daemon(folder: Path, urls: dict[str, str], port: int, **sections: dict[str, Any]) -> AsyncIterator[Pids]:
+    """`camvec run`, everything at its default but for the broker, the cameras and what `sections` of the configuration say."""
     config, runtime = folder / "camvec.yaml", folder / "run"
     runtime.mkdir()
     cameras = {camera: {"url": url, "timecode_strip": True} for camera, url in urls.items()}
-    mqtt = {"host": "127.0.0.1", "port": port}
-    config.write_text(json.dumps({"node": "bench", "mqtt": mqtt, "cameras": cameras, "logging": {"level": "warning"}}))
+    mqtt = {"host": "127.0.0.1", "port": port} | sections.pop("mqtt", {})
+    raw = {"node": "bench", "mqtt": mqtt, "cameras": cameras, "logging": {"level": "warning"}} | sections
+    config.write_text(json.dumps(raw))
     command = (sys.executable, "-m", "workers.cli", "run", str(config))
     async with running(command, XDG_RUNTIME_DIR=str(runtime)) as pid:
         yield lambda: [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
