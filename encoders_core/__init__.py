@@ -4,16 +4,22 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "ClassNameBridge": "encoders_core.search.bridge",
     "EncoderError": "encoders_core.errors",
+    "FusionResult": "encoders_core.multimodal_combiner",
     "GateConfig": "encoders_core.config",
     "InputError": "encoders_core.errors",
     "InputSpec": "encoders_core.preprocessing",
+    "MultimodalCombiner": "encoders_core.multimodal_combiner",
+    "MultimodalSearchEncoder": "encoders_core.multimodal_search",
     "OptionError": "encoders_core.errors",
     "RealtimeVideoEncoder": "encoders_core.realtime.realtime_encoder",
+    "SearchHit": "encoders_core.search.index",
     "StreamFeature": "encoders_core.realtime.results",
     "StreamFeatures": "encoders_core.realtime.results",
     "StreamQuality": "encoders_core.realtime.results",
     "TemporalConfig": "encoders_core.config",
+    "VectorIndex": "encoders_core.search.index",
     "VideoEncoder": "encoders_core.video_encoder",
     "VideoResult": "encoders_core.video.result",
     "WeightsError": "encoders_core.errors",

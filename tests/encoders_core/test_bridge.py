@@ -17,6 +17,7 @@ from encoders_core.realtime.frame_encoder import load_frame_encoder
 from encoders_core.search.bridge import ClassNameBridge, class_texts, name_classes
 from encoders_core.text_encoder import TextEncoder
 
+pytestmark = pytest.mark.timeout(240)  # the fixture encodes a thousand class names: seconds, minutes on a busy machine
 pytest.importorskip("tokenizers", reason="tokenizing texts needs: pip install 'camvec[text]'")
 
 
@@ -213,4 +214,4 @@ def test_everyday_queries_find_most_of_the_right_clips(bridge: ClassNameBridge, 
     search.create_search_index([{"id": clip, "image": frame_of(clip, number)} for clip, number in SHOWN.values()])
     found = {query: search.search(query, top_k=1)[0].id for query in SHOWN}
     right = [query for query, (clip, _) in SHOWN.items() if found[query] == clip]
-    assert len(right) >= 6, found
+    assert len(right) >= 7, found
