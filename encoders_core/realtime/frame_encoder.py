@@ -5,14 +5,14 @@ import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from encoders_core.errors import InputError, OptionError
-from encoders_core.models.efficientnet_lite import FEATURES, EfficientNetLite, fold
+from encoders_core.models.efficientnet_lite import FEATURES, EfficientNetLite, FoldedEfficientNetLite, fold
 from encoders_core.preprocessing import Fit, InputSpec, normalise
 from encoders_core.realtime.change import Change
 from encoders_core.realtime.frame_gate import GateCalibration
@@ -54,10 +54,7 @@ class Plan:
 
 
 class FrameEncoder(Protocol):
-    """One model behind the realtime encoder. Weights live here, what a camera needs remembered in its state.
-
-    One that takes square pictures of other sizes too lists them, its own first, in `sizes_px`.
-    """
+    """One model behind the realtime encoder. Weights live here, what a camera needs remembered in its state."""
 
     @property
     def descriptor(self) -> EncoderDescriptor:
@@ -82,6 +79,20 @@ class FrameEncoder(Protocol):
         ...
 
 
+@runtime_checkable
+class ScalableFrameEncoder(FrameEncoder, Protocol):
+    """A frame encoder that also takes smaller square pictures, for less time and with less detail."""
+
+    @property
+    def sizes_px(self) -> tuple[int, ...]:
+        """All sizes, its own first, then smaller ones."""
+        ...
+
+    def prepare(self, sizes_px: Sequence[int]) -> None:
+        """Get ready for these sizes, so that none of them is slow when it comes first."""
+        ...
+
+
 @dataclass(slots=True)
 class DenseState:
     """What a dense model remembers of a camera: whether it has seen it."""
@@ -92,7 +103,9 @@ class DenseState:
 class ConvFrameEncoder:
     """EfficientNet-Lite0 behind the protocol: every pass is dense, `rows` are the cells of its last grid, 7 x 7 at 224.
 
-    Being convolutions all through, it takes smaller pictures as well: less detail for less time, in the same space.
+    Being convolutions all through, it takes smaller pictures as well. Their vectors lie in the same space, but not where
+    those of the full picture lie: objects look smaller than in training (https://arxiv.org/abs/1906.06423). On frames of
+    the built-in scenes the cosine to the full picture's vector is .88, .78, .72 in the median at 192, 160, 128.
     """
 
     sizes_px: Final = (224, 192, 160, 128)
@@ -112,7 +125,15 @@ class ConvFrameEncoder:
             pooling="mean",
             input=spec,
         )
-        self._network = fold(network.eval(), spec.size_hw)
+        self._plain = network.eval()
+        self._folded: dict[int, FoldedEfficientNetLite] = {}
+        self.prepare(self.sizes_px[:1])
+
+    def prepare(self, sizes_px: Sequence[int]) -> None:
+        """Lay the weights out for pictures of these sizes; in the layout of another size they cost what is saved."""
+        for size in sizes_px:
+            if size not in self._folded:
+                self._folded[size] = fold(self._plain, (size, size))
 
     def new_state(self) -> DenseState:
         """A camera not seen yet."""
@@ -132,7 +153,8 @@ class ConvFrameEncoder:
         """Plans of frames of one size -> yields between blocks, returns (B, 1280) float32 features, not normalised."""
         frames = torch.from_numpy(np.stack([plan.frame for plan in plans]))
         spec = replace(self.descriptor.input, size_hw=(frames.shape[1], frames.shape[2]))
-        features = yield from self._network.forward_steps(normalise(frames, spec))
+        self.prepare([spec.size_hw[0]])
+        features = yield from self._folded[spec.size_hw[0]].forward_steps(normalise(frames, spec))
         for plan in plans:
             plan.state.warm = True
         result: NDArray[np.float32] = features.numpy()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from encoders_core.config import QUALITY_TARGETS, GateConfig, Priority, QualityLevel, TemporalConfig
 from encoders_core.errors import EncoderError, InputError, OptionError
 from encoders_core.models.temporal import TemporalHead
-from encoders_core.realtime.frame_encoder import EncoderDescriptor, FrameEncoder, fingerprint
+from encoders_core.realtime.frame_encoder import EncoderDescriptor, FrameEncoder, ScalableFrameEncoder, fingerprint
 from encoders_core.realtime.frame_gate import Decision
 from encoders_core.realtime.intake import Frames, as_frame, as_frames
 from encoders_core.realtime.results import StreamFeature, StreamFeatures, StreamQuality, stack
@@ -428,13 +428,15 @@ def _gate_config(gate: GateConfig | QualityLevel | None) -> GateConfig | None:
 def _rungs(frame_encoder: FrameEncoder, rungs: Sequence[int] | None) -> list[int]:
     """The sizes to choose from, largest first. Raises OptionError for one that the model does not take."""
     own = frame_encoder.descriptor.input.size_hw[0]
-    known = getattr(frame_encoder, "sizes_px", (own,))
     if rungs is None:
         return [own]
+    known = frame_encoder.sizes_px if isinstance(frame_encoder, ScalableFrameEncoder) else (own,)
     if not rungs or rungs[0] != own or sorted(set(rungs), reverse=True) != list(rungs) or not set(rungs) <= set(known):
         raise OptionError(
             f"rungs: expected some of {list(known)}, largest first, beginning with {own}, got {list(rungs)}"
         )
+    if isinstance(frame_encoder, ScalableFrameEncoder):
+        frame_encoder.prepare(rungs)
     return list(rungs)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final, get_args
 from encoders_core.config import QualityLevel, TemporalConfig
 from encoders_core.errors import OptionError
 from encoders_core.options import Schema, check_options
-from encoders_core.realtime.frame_encoder import FrameEncoder, load_frame_encoder
+from encoders_core.realtime.frame_encoder import FrameEncoder, ScalableFrameEncoder, load_frame_encoder
 from encoders_core.realtime.realtime_encoder import RealtimeVideoEncoder
 
 REALTIME_OPTIONS: Final[Schema] = {
@@ -45,7 +45,8 @@ def create_realtime(
 
     `quality_vs_speed`. `quality_level` ("balanced"): the error that held frames may add up to (FVU .005, .02, .05 for
     high_quality, balanced, fast), and how many sizes down `adaptive_resolution` may go (1, 2, all). `adaptive_resolution`
-    (False): smaller pictures while a pass is predicted to miss the budget. `motion_based_sampling` (True with
+    (False): smaller pictures while a pass is predicted to miss the budget; their vectors differ more from those of full
+    pictures than held ones do, `quality.rung` of each result says which it was. `motion_based_sampling` (True with
     "adaptive"): frames without visible change are held, that is, the last vector stands for them.
 
     Raises OptionError for unknown words, and for combinations in which one would have no effect.
@@ -97,7 +98,7 @@ def _temporal(buffer_size: int | None, *, cached: bool) -> TemporalConfig | None
 
 def _rungs(frame_encoder: FrameEncoder, level: QualityLevel) -> list[int]:
     own = frame_encoder.descriptor.input.size_hw[0]
-    sizes: tuple[int, ...] = getattr(frame_encoder, "sizes_px", (own,))
+    sizes = frame_encoder.sizes_px if isinstance(frame_encoder, ScalableFrameEncoder) else (own,)
     if len(sizes) < 2:
         raise OptionError(
             f"adaptive_resolution needs a model of several sizes; {frame_encoder.descriptor.name!r} takes {own} px alone"

@@ -48,6 +48,9 @@ class SizedEncoder:
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
 
+    def prepare(self, sizes_px: Sequence[int]) -> None:
+        self.prepared = list(sizes_px)
+
     def new_state(self) -> DenseState:
         return DenseState()
 
@@ -172,6 +175,7 @@ def test_adaptive_resolution_steps_down_while_the_budget_is_missed_and_up_again(
     options = {"adaptive_resolution": True, "motion_based_sampling": False}
     encoder = live(pace, latency_optimization={"max_latency_ms": 100}, quality_vs_speed=options)
     assert sizes(encoder, 4) == [64, 48, 48, 48]  # 150 ms a pass, then 84
+    assert encoder.frame_encoder.prepared == [64, 48, 32]  # type: ignore[attr-defined]
     pace.full_ms = 400
     assert sizes(encoder, 4) == [48, 32, 32, 32]  # 225, 100: the smallest that "balanced" may use
     pace.full_ms = 20
