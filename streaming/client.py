@@ -10,20 +10,19 @@ It reconnects by itself, for ever; what was lost meanwhile is in `feature.gap` a
 import asyncio
 import contextlib
 import logging
-import time
 import uuid
 import weakref
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Never, Self, TypeVar
 
 from streaming.errors import BrokerError
 from streaming.events import Event
 from streaming.feature import Availability, CameraState, Feature, Figures, Model
 from streaming.inbox import FeatureStream, Inbox, SubscriberStatistics
-from streaming.mqtt.link import Handlers, Link, ProtocolMemory, connect
+from streaming.mqtt.link import Handlers, Link
+from streaming.mqtt.reconnect import Reconnector, until_lost
 from streaming.mqtt.settings import ProtocolChoice, TlsSettings, parse_url
-from streaming.retry import Backoff
 from streaming.stream import Stream
 from streaming.topics import Address, Topics, check_id, covers, fewest
 
@@ -31,7 +30,6 @@ log = logging.getLogger("camvec.client")
 __all__ = ["Connection", "FeatureSubscriber", "SubscriberStatistics"]
 
 S = TypeVar("S", bound=Stream[Any])
-LONG_LIVED_S: Final = 30.0
 PERMANENT: Final = frozenset({"auth", "tls", "client_id"})
 """What another try in a second does not heal."""
 
@@ -41,6 +39,7 @@ class Connection:
     """Where the subscriber stands with its broker."""
 
     state: Literal["connecting", "connected", "waiting", "closed"]
+    """`waiting`: for the next try, because of `problem`."""
     problem: str = ""
     retry_in_s: float = 0.0
 
@@ -82,6 +81,7 @@ class FeatureSubscriber:
     async def __aenter__(self) -> Self:
         """Connect. Raises BrokerError, with its reason, or ConfigError on TLS files that cannot be used."""
         self._first = asyncio.get_running_loop().create_future()
+        self.connection = Connection("connecting")
         self._task = asyncio.create_task(self._run(), name="camvec-subscriber")
         try:
             async with asyncio.timeout(self._connect_timeout_s):
@@ -94,8 +94,8 @@ class FeatureSubscriber:
             await self._stop()
             raise
         if self._task.done():
-            await self._task
-        self._first.result()
+            self.connection = Connection("closed")
+            await self._task  # raises why
         return self
 
     async def __aexit__(
@@ -170,50 +170,24 @@ class FeatureSubscriber:
 
     async def _run(self) -> None:
         try:
-            await self._stay_connected()
+            await Reconnector(self._settings).run(lambda: Handlers(self._received), self._serve, self._lost)
         except Exception as exc:
             for stream in list(self._streams):
                 stream.end(exc)
             raise
 
-    async def _stay_connected(self) -> None:
-        memory, backoff = ProtocolMemory(), Backoff()
-        while True:
-            began_s = time.monotonic()
-            try:
-                await self._one_connection(memory)
-            except BrokerError as exc:
-                self._active.clear()
-                if self._is_first_and_permanent(exc):
-                    return
-                if time.monotonic() - began_s >= LONG_LIVED_S:
-                    backoff.reset()
-                delay_s = max(backoff.next_s(), 10.0 if exc.reason in PERMANENT else 0.0)
-                log.warning("%s; trying again in %.1f s", exc, delay_s)
-                self.connection = Connection("waiting", str(exc), delay_s)
-            await asyncio.sleep(delay_s)
+    async def _serve(self, link: Link) -> Never:
+        self.connection = Connection("connected")
+        if self._first is not None and not self._first.done():
+            self._first.set_result(None)
+        await until_lost(link, self._follow_streams(link))
 
-    def _is_first_and_permanent(self, exc: BrokerError) -> bool:
-        if self._first is None or self._first.done() or exc.reason not in PERMANENT:
-            return False
-        self._first.set_exception(exc)
-        return True
-
-    async def _one_connection(self, memory: ProtocolMemory) -> None:
-        self.connection = replace(self.connection, state="connecting")
-        async with connect(self._settings, Handlers(self._received), memory=memory) as link:
-            self.connection = Connection("connected")
-            if self._first is not None and not self._first.done():
-                self._first.set_result(None)
-            try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._watch(link), name="camvec-watch")
-                    group.create_task(self._follow_streams(link), name="camvec-subscriptions")
-            except* BrokerError as several:
-                raise several.exceptions[0] from None
-
-    async def _watch(self, link: Link) -> None:
-        raise await link.lost()
+    def _lost(self, exc: BrokerError, delay_s: float) -> None:
+        self._active.clear()
+        if exc.reason in PERMANENT and self._first is not None and not self._first.done():
+            raise exc
+        log.warning("%s; trying again in %.1f s", exc, delay_s)
+        self.connection = Connection("waiting", str(exc), delay_s)
 
     async def _follow_streams(self, link: Link) -> None:
         """Keep the broker's idea of what we want up to date."""

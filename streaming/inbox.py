@@ -56,6 +56,7 @@ class _Place:
     chain: Chain = field(default_factory=Chain)
     last: Feature | None = None
     too_old: int = 0
+    output: str = "frame"
 
 
 class Inbox:
@@ -110,7 +111,9 @@ class Inbox:
         """The sum over the topics that fit."""
         total = SubscriberStatistics()
         for (of_node, of_camera, of_model), place in self._places.items():
-            if camera in {None, of_camera} and node in {None, of_node} and model in {None, of_model}:
+            # The temporal head's topic tells of the same frames once more.
+            asked = place.output == "frame" if model is None else model == of_model
+            if asked and camera in {None, of_camera} and node in {None, of_node}:
                 total.add(place.chain.statistics)
                 total.too_old += place.too_old
         total.corrupt = self._corrupt.total() if camera is None else self._corrupt[camera]
@@ -181,6 +184,7 @@ def _user_view(place: _Place, arrived: Message, arrival: Arrival) -> Feature | N
     """The message as a feature; a heartbeat is the last vector again, if there was one of this model."""
     if isinstance(arrived, FeatureMessage):
         feature = feature_of(arrived, arrival)
+        place.output = arrived.output
         if not (arrived.spooled or arrival.verdict.duplicate):
             place.last = feature
         return feature

@@ -4,15 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from streaming.mqtt.publisher import CameraStatistics, Publisher, PublisherStatistics
+    from streaming.mqtt.publisher import Publisher
     from streaming.mqtt.settings import BrokerSettings, MqttSettings, TlsSettings
+    from streaming.mqtt.statistics import CameraStatistics, PublisherStatistics
 
 _HOME: Final = {
     "BrokerSettings": "settings",
-    "CameraStatistics": "publisher",
+    "CameraStatistics": "statistics",
     "MqttSettings": "settings",
     "Publisher": "publisher",
-    "PublisherStatistics": "publisher",
+    "PublisherStatistics": "statistics",
     "TlsSettings": "settings",
 }
 

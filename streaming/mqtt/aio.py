@@ -192,6 +192,10 @@ class Link:
         finally:
             self._client.abort()
 
+    def abort(self) -> None:
+        """Close the socket without a word: the broker publishes our last will."""
+        self._client.abort()
+
     @property
     def limits(self) -> Limits:
         """What the broker accepts."""

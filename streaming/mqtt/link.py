@@ -58,8 +58,13 @@ async def connect(
         link = await _open(settings, handlers, will, protocol, settings.connect_timeout_s)
     try:
         yield link
-    finally:
+    except BrokerError:
+        link.abort()  # it is gone: nobody is there for a goodbye
+        raise
+    except BaseException:
         await link.close()
+        raise
+    await link.close()
 
 
 async def _open_newest(settings: BrokerSettings, handlers: Handlers, will: Will | None, memory: ProtocolMemory) -> Link:

@@ -14,11 +14,10 @@ import logging
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Never, Self
 
-from streaming import events
 from streaming.clock import SYSTEM_CLOCK, Clock
 from streaming.errors import BrokerError
 from streaming.events import Event, EventDetector, EventSettings
@@ -26,61 +25,27 @@ from streaming.frames import Since
 from streaming.mqtt.announcer import JSON, Announcer
 from streaming.mqtt.compose import SCHEMA, to_json
 from streaming.mqtt.lane import Lane, TailMark
-from streaming.mqtt.link import Handlers, ProtocolMemory, Will, connect
-from streaming.mqtt.measure import Percentiles, Written
+from streaming.mqtt.link import Handlers, Link, Will
+from streaming.mqtt.measure import Written
 from streaming.mqtt.parcels import Parcel
-from streaming.mqtt.properties import PublishProperties, plain
+from streaming.mqtt.properties import plain
+from streaming.mqtt.reconnect import Reconnector
 from streaming.mqtt.sender import Sender
 from streaming.mqtt.session import Session
 from streaming.mqtt.settings import MqttSettings
+from streaming.mqtt.statistics import CameraStatistics, PublisherStatistics, camera_statistics
 from streaming.records import FeatureRecord, HeldRecord, ModelDescriptor, StateRecord
-from streaming.retry import Backoff
 from streaming.topics import Topics, check_id
 
 log = logging.getLogger("camvec.mqtt")
+__all__ = ["CameraStatistics", "Publisher", "PublisherStatistics"]
 
-LONG_LIVED_NS: Final = 30 * 10**9
-"""Only a connection that has lived this long resets the back-off: else a broker that kicks us is stormed."""
-SLOW_RETRY_S: Final = {"taken_over": 30.0, "auth": 10.0, "tls": 10.0}
 FAREWELL_S: Final = 1.5
 STATS_EXPIRY_S: Final = 60
 DELIVERING: Final = frozenset({"streaming"})
 
 Command = Callable[[str, str, Any], Awaitable[Any] | Any]
 """(camera, name, wanted value) -> the value in effect. Raises ValueError, with a sentence, if it cannot be."""
-
-
-@dataclass(frozen=True)
-class CameraStatistics:
-    """What became of the frames of a camera; see `streaming.accounting.CameraAccount`."""
-
-    encoded: int
-    published: int
-    held: int
-    dropped: dict[str, int]
-    waiting: int
-    accounted_upto: int
-    duplicates: int
-    restarts: int
-    rejected: int
-
-
-@dataclass(frozen=True)
-class PublisherStatistics:
-    """The publisher at one moment."""
-
-    connected: bool
-    protocol: str | None
-    problems: list[str]
-    connections: int
-    cameras: dict[str, CameraStatistics]
-    percentiles_ms: dict[str, Percentiles]
-    budget_hits: int
-    budget_misses: int
-    cold: int
-    unknown_cameras: int
-    events_waiting: int
-    spool_dropped: int
 
 
 class Publisher:
@@ -106,15 +71,15 @@ class Publisher:
         self._sender = Sender(self.settings, self.topics, self.session, clock)
         self._sender.embeddings.on_written = on_written
         self.announcer = Announcer(self._sender, self.topics)
+        self._session = Session(self, self._sender)
         self._clock = clock
         self._event_settings = event_settings
         self._detectors: dict[str, EventDetector] = {}
         self._cameras: set[str] | None = None
         self._event_numbers = itertools.count(1)
-        self._memory = ProtocolMemory()
-        self._backoff = Backoff(rng=rng or random.Random())  # noqa: S311 - jitter, no secret
+        will = Will(self.topics.availability, b"offline")
+        self._reconnector = Reconnector(self.settings, will=will, clock=clock, rng=rng)
         self._closing = asyncio.Event()
-        self._connections = 0
         self._unknown = 0
 
     async def __aenter__(self) -> Self:
@@ -236,8 +201,8 @@ class Publisher:
             connected=sender.link is not None,
             protocol=sender.link.protocol if sender.link else None,
             problems=problems,
-            connections=self._connections,
-            cameras={camera: _camera_statistics(lane) for camera, lane in sender.lanes.items()},
+            connections=self._reconnector.connections,
+            cameras={camera: camera_statistics(lane) for camera, lane in sender.lanes.items()},
             percentiles_ms=sender.embeddings.meter.percentiles_ms(),
             budget_hits=sender.embeddings.meter.hits,
             budget_misses=sender.embeddings.meter.misses,
@@ -248,42 +213,24 @@ class Publisher:
         )
 
     async def _stay_connected(self) -> None:
-        closed_early = 0
-        while True:
-            began_ns, connections = self._clock.monotonic_ns(), self._connections
-            try:
-                await self._one_connection()
-            except BrokerError as exc:
-                self._sender.disconnected(exc.reason)
-                long_lived = self._clock.monotonic_ns() - began_ns >= LONG_LIVED_NS
-                if long_lived:
-                    self._backoff.reset()
-                early = self._connections > connections and not long_lived and exc.reason == "closed"
-                closed_early = closed_early + 1 if early else 0
-                delay_s = max(self._backoff.next_s(), SLOW_RETRY_S.get(exc.reason, 0.0))
-                self._complain(self._with_hint(exc, closed_early), delay_s)
-            finally:
-                self._sender.disconnected("stopped")
-            await asyncio.sleep(delay_s)
+        sender, session = self._sender, self._session
+        try:
+            await self._reconnector.run(
+                lambda: Handlers(session.received, sender.acknowledged, sender.drained), self._serve, self._lost
+            )
+        finally:
+            sender.disconnected("stopped")
 
-    def _with_hint(self, exc: BrokerError, closed_early: int) -> BrokerError:
-        """MQTT 3.1.1 and some brokers of MQTT 5 do not say that another client took our place."""
-        if closed_early < 2:
-            return exc
-        hint = f"soon after it accepted it, again: does another client use the id {self.settings.client_id!r}?"
-        return BrokerError(exc.reason, f"{exc} {hint}")
+    async def _serve(self, link: Link) -> Never:
+        self._sender.problems.over("connection")
+        log.info("connected to %s, MQTT %s", self.settings.address, link.protocol)
+        self._sender.connected(link, self.announcer.everything(link.protocol))
+        await self._session.run(link)
 
-    async def _one_connection(self) -> None:
-        """One connection from CONNECT to its end, which is always a BrokerError."""
-        session = Session(self, self._sender)
-        handlers = Handlers(session.received, self._sender.acknowledged, self._sender.drained)
-        will = Will(self.topics.availability, b"offline")
-        async with connect(self.settings, handlers, will=will, memory=self._memory) as link:
-            self._connections += 1
-            self._sender.problems.over("connection")
-            log.info("connected to %s, MQTT %s", self.settings.address, link.protocol)
-            self._sender.connected(link, self.announcer.everything(link.protocol))
-            await session.run(link)
+    def _lost(self, exc: BrokerError, delay_s: float) -> None:
+        self._sender.disconnected(exc.reason)
+        self._sender.problems.add("connection", str(exc))
+        log.debug("trying again in %.1f s", delay_s)
 
     async def _keep_spool(self) -> None:
         while self._sender.spooler.enabled:
@@ -303,10 +250,6 @@ class Publisher:
         ):
             sender.pump()
             await asyncio.sleep(0.01)
-
-    def _complain(self, exc: BrokerError, delay_s: float) -> None:
-        self._sender.problems.add("connection", str(exc))
-        log.debug("trying again in %.1f s", delay_s)
 
     # For the session
 
@@ -352,32 +295,5 @@ class Publisher:
         self._queue_events(detector.feed(record, self._clock.monotonic_ns()))
 
     def _queue_events(self, found: Iterable[Event]) -> None:
-        expiry_s = self.settings.event_expiry_s
         for event in found:
-            user = tuple(events.attributes(event, self.settings.root).items())
-            self._sender.outbox.put(
-                Parcel(
-                    self.topics.event(event.camera, event.type),
-                    events.encode_binary(event),
-                    older=events.encode_structured(event, self.settings.root),
-                    properties=PublishProperties(expiry_s=expiry_s, content_type=JSON, user=user),
-                    expires_ns=self._clock.monotonic_ns() + expiry_s * 10**9,
-                    camera=event.camera,
-                )
-            )
-            self._sender.pump()
-
-
-def _camera_statistics(lane: Lane) -> CameraStatistics:
-    account = lane.account
-    return CameraStatistics(
-        encoded=account.encoded,
-        published=account.published,
-        held=account.held,
-        dropped=dict(account.dropped),
-        waiting=len(lane.waiting),
-        accounted_upto=account.accounted_upto,
-        duplicates=account.duplicates,
-        restarts=account.restarts,
-        rejected=lane.rejected,
-    )
+            self._sender.event(event)

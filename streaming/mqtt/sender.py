@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
+from streaming import events
 from streaming.clock import Clock
 from streaming.errors import BrokerError, WireError
+from streaming.events import Event
 from streaming.frames import DropCause, Since
 from streaming.message import CONTENT_TYPE
 from streaming.mqtt.compose import Composer, Moment
@@ -20,7 +22,7 @@ from streaming.mqtt.lane import Lane, TailMark, Waiting
 from streaming.mqtt.link import Link
 from streaming.mqtt.parcels import MAX_IN_FLIGHT, SPOOL_IN_FLIGHT, InFlight, Outage, Outbox, Parcel, places
 from streaming.mqtt.problems import Problems
-from streaming.mqtt.properties import plain
+from streaming.mqtt.properties import PublishProperties, plain
 from streaming.mqtt.settings import MqttSettings
 from streaming.mqtt.spooler import Spooler
 from streaming.records import FeatureRecord, HeldRecord
@@ -85,6 +87,21 @@ class Sender:
         """Say that a camera holds, or that nothing more is coming of it."""
         lane.offer_held(record, since, self.clock.monotonic_ns())
         self._ready[lane.camera] = None
+        self.pump()
+
+    def event(self, event: Event) -> None:
+        """Send an event; it waits for the broker for an hour, and is sent again until it is acknowledged."""
+        expiry_s, user = self.settings.event_expiry_s, tuple(events.attributes(event, self.settings.root).items())
+        self.outbox.put(
+            Parcel(
+                self.topics.event(event.camera, event.type),
+                events.encode_binary(event),
+                older=events.encode_structured(event, self.settings.root),
+                properties=PublishProperties(expiry_s=expiry_s, content_type="application/json", user=user),
+                expires_ns=self.clock.monotonic_ns() + expiry_s * 10**9,
+                camera=event.camera,
+            )
+        )
         self.pump()
 
     def expire(self) -> None:
@@ -229,10 +246,10 @@ class Sender:
             self.spooler.put(lane.camera, self.topics.embedding(lane.camera, waiting.record.model_id), payload)
 
     def _report_outage(self) -> None:
-        events, self.outbox.dropped = self.outbox.dropped, Counter()
+        lost_events, self.outbox.dropped = self.outbox.dropped, Counter()
         spooled, self.spooler.spooled = self.spooler.spooled, Counter()
         now = self.now()
-        report = self._outage.report(self.lanes, now.unix_us, events, spooled)
+        report = self._outage.report(self.lanes, now.unix_us, lost_events, spooled)
         if report:
             expiry_s = self.settings.event_expiry_s
             self.outbox.put(

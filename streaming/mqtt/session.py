@@ -4,10 +4,11 @@ import asyncio
 import inspect
 import json
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Never
 
 from streaming.errors import BrokerError, ConfigError, WireError
 from streaming.mqtt.link import Link
+from streaming.mqtt.reconnect import until_lost
 from streaming.mqtt.sender import Sender
 from streaming.topics import Address, parse
 
@@ -26,7 +27,7 @@ SWEEP_S: Final = 1.0
 
 
 class Session:
-    """One connection of a publisher."""
+    """What a publisher does on its connections, one after the other."""
 
     def __init__(self, publisher: "Publisher", sender: Sender) -> None:
         self._publisher = publisher
@@ -36,16 +37,10 @@ class Session:
         self._found: set[str] | None = None
         """Retained topics of our own tree, while we look for leftovers."""
 
-    async def run(self, link: Link) -> None:
-        """Serve the connection until it ends: always a BrokerError."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._watch(link), name="mqtt-watch")
-                group.create_task(self._tick(), name="mqtt-tick")
-                group.create_task(self._serve(link), name="mqtt-commands")
-                group.create_task(self._sweep(link), name="mqtt-sweep")
-        except* BrokerError as group_exc:
-            raise group_exc.exceptions[0] from None
+    async def run(self, link: Link) -> Never:
+        """Serve a connection until it ends: always a BrokerError."""
+        self._found = None
+        await until_lost(link, self._tick(), self._commands_of(link), self._sweep(link))
 
     def received(self, topic: str, payload: bytes, retained: bool) -> None:
         """A message came: a command, or while sweeping a retained one of ours."""
@@ -59,9 +54,6 @@ class Session:
                 log.warning("more than %d commands wait: %s was not taken", MAX_COMMANDS, topic)
         elif self._found is not None and retained and payload:
             self._found.add(topic)
-
-    async def _watch(self, link: Link) -> None:
-        raise await link.lost()
 
     async def _tick(self) -> None:
         """Twice a second: end events, publish states when it is time, and notice a broker that answers no more."""
@@ -83,7 +75,7 @@ class Session:
             said = f"the MQTT broker at {self._settings.address} has acknowledged nothing for {limit_s:g} s"
             raise BrokerError("timeout", said)
 
-    async def _serve(self, link: Link) -> None:
+    async def _commands_of(self, link: Link) -> None:
         """Commands, one after the other."""
         if self._publisher.on_command is None:
             return
@@ -101,7 +93,7 @@ class Session:
         if self._publisher.cameras is not None and camera not in self._publisher.cameras:
             log.warning("expected a command to one of the cameras, got one to %r", camera)
             return
-        assert self._publisher.on_command is not None  # noqa: S101 - `_serve` has looked
+        assert self._publisher.on_command is not None  # noqa: S101 - `_commands_of` has looked
         try:
             value = self._publisher.on_command(camera, name, _value(payload))
             if inspect.isawaitable(value):

@@ -271,7 +271,7 @@ async def test_a_broker_of_3_1_1_is_recognised_and_remembered() -> None:
         ):
             await eventually(lambda: publisher.statistics().connected)
             assert publisher.statistics().protocol == "3.1.1"
-            assert publisher._memory.is_old(f"127.0.0.1:{port}")
+            assert publisher._reconnector.memory.is_old(f"127.0.0.1:{port}")
             publisher.publish_feature(feature(seq=0, cut=True))
             await heard.until(lambda: heard.on("embedding/lite0") and heard.on("event/scene_change"))
     structured = json.loads(heard.on("event/scene_change")[0])
@@ -307,7 +307,7 @@ async def test_a_broker_that_kicks_us_is_not_stormed() -> None:
     async with fake_broker(CONNACK_5) as broker, publishing(MqttSettings(port=broker.port)) as publisher:
         await asyncio.sleep(4)
         assert 1 <= broker.visits <= 12
-        assert publisher._backoff.failures in {broker.visits, broker.visits - 1}
+        assert publisher._reconnector.backoff.failures in {broker.visits, broker.visits - 1}
 
 
 async def test_one_slow_socket_keeps_the_newest_vector_of_each_camera(tmp_path: Path) -> None:

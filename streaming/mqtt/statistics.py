@@ -1,0 +1,55 @@
+"""The publisher at one moment, as data."""
+
+from dataclasses import dataclass
+
+from streaming.mqtt.lane import Lane
+from streaming.mqtt.measure import Percentiles
+
+
+@dataclass(frozen=True)
+class CameraStatistics:
+    """What became of the frames of a camera; see `streaming.accounting.CameraAccount`."""
+
+    encoded: int
+    published: int
+    held: int
+    dropped: dict[str, int]
+    waiting: int
+    accounted_upto: int
+    duplicates: int
+    restarts: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class PublisherStatistics:
+    """The publisher at one moment."""
+
+    connected: bool
+    protocol: str | None
+    problems: list[str]
+    connections: int
+    cameras: dict[str, CameraStatistics]
+    percentiles_ms: dict[str, Percentiles]
+    budget_hits: int
+    budget_misses: int
+    cold: int
+    unknown_cameras: int
+    events_waiting: int
+    spool_dropped: int
+
+
+def camera_statistics(lane: Lane) -> CameraStatistics:
+    """What a lane has counted."""
+    account = lane.account
+    return CameraStatistics(
+        encoded=account.encoded,
+        published=account.published,
+        held=account.held,
+        dropped=dict(account.dropped),
+        waiting=len(lane.waiting),
+        accounted_upto=account.accounted_upto,
+        duplicates=account.duplicates,
+        restarts=account.restarts,
+        rejected=lane.rejected,
+    )
