@@ -39,7 +39,7 @@ class ClassNameBridge(Encoder):
     """Pictures, or published EfficientNet-Lite0 vectors, -> vectors in the space of a text encoder.
 
     `text_encoder` is any with trained weights; by default the offline MiniLM. The squashed 224 px input is that of the
-    camera pipeline, so that a picture and its published vector give the same. `class_vectors` (1000, D) of unit length
+    camera pipeline, so that a picture and its published vector give nearly the same. `class_vectors` (1000, D), unit length,
     spare the encoding of the class names, which takes seconds. Raises WeightsNotFoundError.
     """
 
