@@ -175,7 +175,7 @@ class AttentionFusion(nn.Module):
         out, weights = attend(q / temperature, k, v, bias, self.attn.attn_drop, written_out=scores is not None)
         if scores is not None and weights is not None:
             lengths = [tokens.shape[1] for tokens in x.values()]
-            parts = weights[:, :, 0].split(lengths, dim=-1)
+            parts = torch.split(weights[:, :, 0], lengths, dim=-1)
             scores |= {f"{FUSED}->{name}": part for name, part in zip(x, parts, strict=True)}
         fused: Tensor = self.attn.proj(out.transpose(1, 2).flatten(2))[:, 0]
         return fused
