@@ -3,7 +3,17 @@
 from typing import Literal
 
 Reason = Literal[
-    "auth", "not_found", "refused", "timeout", "tls", "codec", "stalled", "ended", "unreachable", "no_device", "internal"
+    "auth",
+    "not_found",
+    "refused",
+    "timeout",
+    "tls",
+    "codec",
+    "stalled",
+    "ended",
+    "unreachable",
+    "no_device",
+    "internal",
 ]
 """Why a source is not delivering. Stable words: they are published on MQTT and users match on them."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 from streaming.board import Row
 from streaming.config import CameraConfig
@@ -21,7 +22,9 @@ _log = get_logger("capture")
 class CameraCapture:
     """Reads and sends one camera. What is not sent is counted by cause and told with the next frame."""
 
-    def __init__(self, camera: str, settings: CameraConfig, link: CaptureLink, row: Row, health: Health) -> None:
+    def __init__(
+        self, camera: str, settings: CameraConfig, link: CaptureLink, row: Row, health: Health, max_pixels: int
+    ) -> None:
         self.camera = camera
         self.finished = False
         self._link = link
@@ -35,7 +38,7 @@ class CameraCapture:
         self._sending = asyncio.Lock()
         self.reader = CameraReader(
             camera,
-            settings.source(),
+            replace(settings.source(), max_pixels=max_pixels),
             first_seq=row.captured,
             on_state=self.tell,
             on_count=self._count,

@@ -78,13 +78,16 @@ class CameraRecords:
         self._chain.unsent(frame.frame_seq, since)
         return False
 
-    def flush(self) -> None:
-        """Tell what no record has told of yet, as far as it is settled: a heartbeat when the picture stands still."""
+    def flush(self, *, end: bool = False) -> None:
+        """Tell what no record has told of yet, as far as it is settled: a heartbeat when the picture stands still.
+
+        `end`: nothing more will come of this camera. A heartbeat could be carried over to a message that never follows.
+        """
         up_to_seq = self._chain.settled_up_to()
         if up_to_seq is None:
             return
         since = self._chain.take_settled(up_to_seq)
-        if self._held is not None and self._held[0].frame_seq == up_to_seq:
+        if not end and self._held is not None and self._held[0].frame_seq == up_to_seq:
             frame, change = self._held
             record: HeldRecord | Tail = HeldRecord(
                 self.camera, up_to_seq, since, self._held_since_us, frame.captured.at_us, change

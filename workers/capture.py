@@ -8,6 +8,8 @@ import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import cv2
+
 from streaming.board import AccountBoard
 from streaming.config import CameraConfig, Config
 from streaming.logs import get_logger
@@ -69,7 +71,9 @@ class CaptureWorker:
     async def _start_camera(self, camera: str, settings: CameraConfig) -> None:
         link = await self._link(self._assignment.encoders[camera])
         link.add_camera(camera)
-        capture = CameraCapture(camera, settings, link, self._board.row(camera), self._health)
+        capture = CameraCapture(
+            camera, settings, link, self._board.row(camera), self._health, self._config.capture.max_pixels
+        )
         self._cameras[camera] = capture
         self._tasks[camera] = self._group.create_task(self._run_camera(capture), name=f"camera {camera}")
 
@@ -136,4 +140,5 @@ class CaptureWorker:
 
 def run_capture(assignment: Assignment, config: Config, commands: CommandReader, status: StatusWriter) -> None:
     """The capture role: blocks until it is told to stop."""
+    cv2.setNumThreads(1)  # parallelism comes from processes and from the cameras' threads
     asyncio.run(CaptureWorker(assignment, config, status).run(commands))

@@ -88,7 +88,7 @@ class EncodeWorker:
             while self._turn():
                 pass
             for records in self._cameras.values():
-                records.flush()
+                records.flush(end=True)
 
     def _start(self) -> None:
         for camera in self._assignment.cameras:
@@ -254,7 +254,7 @@ class EncodeWorker:
     def _remove_camera(self, camera: str) -> None:
         for outcome in self._encoder.remove_camera(camera):
             self._settle(outcome)
-        self._cameras.pop(camera).flush()
+        self._cameras.pop(camera).flush(end=True)
 
     # ---- once a second
 

@@ -27,6 +27,8 @@ class SourceConfig:
     """Files: deliver at the pace of their timestamps, the newest wins, as a camera would."""
     loop: bool = False
     """Files: start again at the end."""
+    max_pixels: int = 0
+    """A stream of larger pictures is refused, so that frame memory is bounded; 0: no limit."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Further FFmpeg options of the demuxer or protocol; they win over ours."""
     strip: bool = False

@@ -35,9 +35,18 @@ class Connection:
     """Opens and reads `source` in a thread of its own, delivers to `account`, and is watched by `watchdog`."""
 
     def __init__(
-        self, source: Source, account: FrameAccount, watchdog: Watchdog, clock: Clock, listener: Listener, *, name: str
+        self,
+        source: Source,
+        account: FrameAccount,
+        watchdog: Watchdog,
+        clock: Clock,
+        listener: Listener,
+        *,
+        name: str,
+        max_pixels: int = 0,
     ) -> None:
         self._source, self._account, self._watchdog = source, account, watchdog
+        self._max_pixels = max_pixels
         self._clock, self._listener = clock, listener
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[SourceError | None] = self._loop.create_future()
@@ -100,12 +109,21 @@ class Connection:
             return False
         if picture.image is not None and picture.reset:
             info = self._info = replace(info, width=picture.image.width, height=picture.image.height)
+            self._check_size(info)
         if not picture.damaged:
             self._watchdog.picture(picture.arrived_ns)
             if self._announce or picture.reset:
                 self._post(self._streaming, info)
                 self._announce = False
         return self._account.deliver(picture, info, self._abandoned)
+
+    def _check_size(self, info: StreamInfo) -> None:
+        if 0 < self._max_pixels < info.width * info.height:
+            raise SourceError(
+                "codec",
+                f"pictures of {info.width} x {info.height} do not fit: expected at most {self._max_pixels} pixels; "
+                "take a smaller stream of the camera, or raise capture.frame_memory_mb",
+            )
 
     def _post(self, call: Callable[..., None], *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more

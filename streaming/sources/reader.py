@@ -134,7 +134,15 @@ class CameraReader:
         self._set_state("connecting")
         config = replace(self.config, read_timeout_s=self._watchdog.read_timeout_s)
         source = self._open_source(config, self._clock)
-        connection = Connection(source, self._account, self._watchdog, self._clock, self, name=f"read {self.camera}")
+        connection = Connection(
+            source,
+            self._account,
+            self._watchdog,
+            self._clock,
+            self,
+            name=f"read {self.camera}",
+            max_pixels=self.config.max_pixels,
+        )
         self._connection = connection
         self._threads.append(connection.thread)
         try:

@@ -366,3 +366,18 @@ async def test_reader_open_that_returns_too_late_changes_nothing() -> None:  # R
             assert [state.state for state in watched.states] == ["connecting", "backoff", "connecting", "streaming"]
     finally:
         late.set()
+
+
+async def test_reader_refuses_pictures_that_do_not_fit_into_the_frame_memory() -> None:
+    """R16: frame memory is bounded, and the state says how to go on."""
+    reader = CameraReader("front", SourceConfig("lavfi:testsrc2=size=640x360:rate=10", max_pixels=640 * 360 - 1))
+    running = asyncio.create_task(reader.run())
+    async with asyncio.timeout(20):
+        while reader.state().reason is None:  # noqa: ASYNC110 - a few looks
+            await asyncio.sleep(0.02)
+    state = reader.state()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert state.reason == "codec"
+    assert "640 x 360" in state.detail
+    assert "frame_memory_mb" in state.detail
