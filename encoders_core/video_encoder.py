@@ -236,9 +236,8 @@ class VideoEncoder(Encoder):
         (one clip), {"array": ..., "video_metadata": {"fps": ...}}, or a list of clips, which may differ in length. uint8
         goes through `transform`; floats are taken as normalised input (`value_range="unit"`: pixels from 0 to 1).
         `frame_mask` (B, T), or one row a clip, is False for frames that do not count: they are left out before sampling.
-        `temporal_aggregation`: "attention",
-        "mean", "max", "lstm", or "cls_token" for towers with one; None is what was configured. `batch_size` counts
-        clips. Raises InputError for what is no clip, OptionError.
+        `temporal_aggregation`: "attention", "mean", "max", "lstm", or "cls_token" for towers with one; None is what was
+        configured. `batch_size` counts clips. Raises InputError for what is no clip, OptionError.
         """
         clips = as_clips(videos)
         masks = masks_of(frame_mask, len(clips))

@@ -10,7 +10,7 @@ _skipped_integration: list[str] = []
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:  # noqa: ARG001
     outcome = yield
     report = outcome.get_result()
     if report.skipped and item.get_closest_marker("integration") and not hasattr(report, "wasxfail"):

@@ -23,7 +23,7 @@ class CameraCapture:
     """Reads and sends one camera. What is not sent is counted by cause and told with the next frame."""
 
     def __init__(
-        self, camera: str, settings: CameraConfig, link: CaptureLink, row: Row, health: Health, max_pixels: int
+        self, camera: str, settings: CameraConfig, link: CaptureLink, row: Row, health: Health, *, max_pixels: int
     ) -> None:
         self.camera = camera
         self.finished = False

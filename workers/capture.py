@@ -72,7 +72,12 @@ class CaptureWorker:
         link = await self._link(self._assignment.encoders[camera])
         link.add_camera(camera)
         capture = CameraCapture(
-            camera, settings, link, self._board.row(camera), self._health, self._config.capture.max_pixels
+            camera,
+            settings,
+            link,
+            self._board.row(camera),
+            self._health,
+            max_pixels=self._config.capture.max_pixels,
         )
         self._cameras[camera] = capture
         self._tasks[camera] = self._group.create_task(self._run_camera(capture), name=f"camera {camera}")

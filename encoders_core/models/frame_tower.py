@@ -36,7 +36,7 @@ class FrameTower(nn.Module):
         """(B, T, C, H, W) normalised; frames where `mask` (B, T) is False are not computed and give zeros."""
         if mask is None:
             features, grids = self._encode(x.flatten(0, 1), maps=maps)
-            return Steps(features.unflatten(0, x.shape[:2]), _rows(grids, x.shape[:2]), None)
+            return Steps(torch.unflatten(features, 0, x.shape[:2]), _rows(grids, x.shape[:2]), None)
         features, grids = self._encode(x[mask], maps=maps)
         return Steps(_scatter(features, mask), None if grids is None else _scatter(grids, mask), None)
 
@@ -47,14 +47,14 @@ class FrameTower(nn.Module):
     def _encode(self, frames: Tensor, *, maps: bool) -> tuple[Tensor, Tensor | None]:
         """(N, C, H, W) -> (N, F), and (N, h, w, C) if asked for; a bounded number at a time."""
         # A traced loop would fix the number of frames, and a compiler plans memory itself.
-        chunks = [frames] if torch.compiler.is_compiling() else frames.split(_FRAMES_AT_ONCE)
+        chunks = [frames] if torch.compiler.is_compiling() else torch.split(frames, _FRAMES_AT_ONCE)
         if not maps:
             return torch.cat([self.model(chunk) for chunk in chunks]), None
         config = self.model.config
         grid_hw = (frames.shape[-2] // config.patch_size, frames.shape[-1] // config.patch_size)
         tokens = [self.model.forward_features(chunk) for chunk in chunks]
         features = torch.cat([self.model.forward_head(one) for one in tokens])
-        return features, torch.cat([one[:, config.prefix :].unflatten(1, grid_hw) for one in tokens])
+        return features, torch.cat([torch.unflatten(one[:, config.prefix :], 1, grid_hw) for one in tokens])
 
 
 class ClipTower(nn.Module):
@@ -85,4 +85,4 @@ def _scatter(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _rows(grids: Tensor | None, shape: torch.Size) -> Tensor | None:
-    return None if grids is None else grids.unflatten(0, shape)
+    return None if grids is None else torch.unflatten(grids, 0, shape)

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2102.05095.
 """
 
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class PatchEmbed3d(nn.Module):
         """(B, T, C, H, W) -> (B, T / t, h * w, D)."""
         if isinstance(self.proj, nn.Conv2d):
             flat: Tensor = self.proj(x.flatten(0, 1)).flatten(2).transpose(1, 2)
-            return flat.unflatten(0, (x.shape[0], -1))
+            return torch.unflatten(flat, 0, (x.shape[0], -1))
         tokens: Tensor = self.proj(x.transpose(1, 2))  # Conv3d wants (B, C, T, H, W)
         return tokens.flatten(3).permute(0, 2, 3, 1)
 
@@ -107,7 +107,7 @@ class DividedBlock(Block):
         seen = self.attn(self.norm1(each)).unflatten(0, (batch, steps))
         rows = torch.cat((token + seen[:, :, 0].mean(dim=1, keepdim=True), (x + seen[:, :, 1:]).flatten(1, 2)), dim=1)
         rows = rows + self.mlp(self.norm2(rows))
-        return rows[:, :1], rows[:, 1:].unflatten(1, (steps, places))
+        return rows[:, :1], torch.unflatten(rows[:, 1:], 1, (steps, places))
 
 
 class SpaceTimeTransformer(nn.Module):
@@ -154,7 +154,7 @@ class SpaceTimeTransformer(nn.Module):
             for block in self.blocks:
                 rows = block(rows)
         rows = self.norm(rows)
-        maps = rows[:, int(config.class_token) :].unflatten(1, (steps, *grid_hw))
+        maps = torch.unflatten(rows[:, int(config.class_token) :], 1, (steps, *grid_hw))
         return (rows[:, 0] if config.class_token else None), maps
 
     def _place(self, patches: Tensor, grid_hw: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
@@ -174,7 +174,7 @@ class SpaceTimeTransformer(nn.Module):
     def _over_time(self, table: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         """A table (steps * h * w, D) for another grid: (steps, new h * w, D), step by step."""
         steps, old, method = self.config.steps, self.config.grid_hw, self.config.position_resize
-        slices = table.unflatten(0, (steps, -1)).split(1)
+        slices = torch.unflatten(table, 0, (steps, -1)).chunk(steps)
         return torch.cat([resize_positions(one, old, grid_hw, 0, method) for one in slices])
 
     def _check(self, x: Tensor) -> None:
@@ -199,5 +199,5 @@ def _area(grid_hw: tuple[int, int]) -> int:
     return grid_hw[0] * grid_hw[1]
 
 
-def _block_options(config: SpaceTimeConfig) -> dict[str, object]:
+def _block_options(config: SpaceTimeConfig) -> dict[str, Any]:
     return {"mlp_hidden": config.mlp_hidden, "qkv_bias": config.qkv_bias, "act": config.act, "eps": config.eps}
