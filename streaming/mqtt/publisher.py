@@ -131,7 +131,9 @@ class Publisher:
                 self._queue_events(self._detectors[record.camera].lost())
 
     def publish_event(self, event: Event) -> None:
-        """Publish an event of another origin; QoS 1, kept for an hour while the broker is away."""
+        """Publish an event of another origin; QoS 1, kept for an hour while the broker is away. Raises ConfigError on ids."""
+        check_id("a camera id", event.camera)
+        check_id("an event type", event.type)
         self._queue_events([event])
 
     def publish_stats(self, figures: Mapping[str, Any]) -> None:

@@ -216,6 +216,29 @@ async def test_removed_cameras_leave_nothing_retained_also_of_an_earlier_run(tmp
             assert left == ["availability", "cam/front/state", "info", "model/lite0"]
 
 
+async def test_a_camera_that_comes_back_counts_on(tmp_path: Path) -> None:
+    """Else its messages would look like repeats, and its events like old ones."""
+    with mosquitto(tmp_path) as broker:
+        async with (
+            listening(broker.port, f"{FRONT}/embedding/+", f"{FRONT}/event/+", qos=0) as heard,
+            publishing(MqttSettings(port=broker.port)) as publisher,
+        ):
+            await eventually(lambda: publisher.statistics().connected)
+            for first in (0, 10):
+                publisher.set_cameras({"front": first})
+                publisher.publish_feature(feature(seq=first))
+                publisher.publish_feature(feature(seq=first + 1, cut=True))
+                publisher.set_cameras([])
+                publisher.publish_feature(feature(seq=first + 2))  # a straggler
+            await heard.until(lambda: len(heard.messages) == 8)
+            assert publisher.statistics().unknown_cameras == 2
+    sent = [message.decode(payload) for payload in heard.on("embedding/lite0")]
+    assert [(one.seq, one.frame_seq) for one in sent] == [(0, 0), (1, 1), (2, 10), (3, 11)]
+    told = [json.loads(payload) for payload in heard.on("event/scene_change")]
+    assert [event["phase"] for event in told] == ["new", "end", "new", "end"]
+    assert len({event["event"] for event in told}) == 2
+
+
 async def test_json_is_an_option(tmp_path: Path) -> None:
     with mosquitto(tmp_path) as broker:
         async with (
