@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+# With several threads, torch's small operations wait for each other's turn on a busy machine: ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 _skipped_integration: list[str] = []
 
 

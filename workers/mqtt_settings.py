@@ -34,14 +34,15 @@ def mqtt_settings_of(config: Config, embedded_port: int | None) -> MqttSettings:
     return replace(settings, spool_max_mb=spool.max_mb, spool_max_age_s=spool.max_age_s)
 
 
-def event_settings_of(camera: CameraConfig) -> EventSettings:
-    """Which events a camera raises, and when."""
+def event_settings_of(camera: CameraConfig, *, threshold: float | None = None) -> EventSettings:
+    """Which events a camera raises, and when; `threshold` takes the place of the configured one."""
     activity, scene_change = camera.events.activity, camera.events.scene_change
+    threshold = activity.threshold if threshold is None else threshold
     return EventSettings(
         activity=activity.enabled,
         scene_change=scene_change.enabled,
-        start_change=activity.threshold,
-        stop_change=activity.threshold / 2,
+        start_change=threshold,
+        stop_change=threshold / 2,
         min_duration_s=activity.min_s,
         quiet_s=activity.quiet_s,
     )

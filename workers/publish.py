@@ -8,6 +8,7 @@ from typing import Any
 
 from streaming.board import AccountBoard
 from streaming.config import Config
+from streaming.events import EventSettings
 from streaming.frames import DROP_CAUSES
 from streaming.logs import get_logger
 from streaming.mqtt.publisher import CameraStatistics, Publisher
@@ -34,6 +35,8 @@ class PublishWorker:
         self._workers: dict[str, WorkerStats] = {}
         self._before: dict[str, dict[str, int]] = {}
         self._adopted: dict[str, None] = {}
+        self._thresholds: dict[str, float] = {}
+        """Set over MQTT, by camera."""
         self._records = 0
 
     async def run(self, commands: CommandReader) -> None:
@@ -49,7 +52,8 @@ class PublishWorker:
                     settings,
                     node=self._config.node,
                     session=assignment.session,
-                    event_settings=lambda camera: event_settings_of(self._config.camera(camera)),
+                    event_settings=self._event_settings,
+                    on_command=self._set,
                 )
             )
             self._follow(assignment)
@@ -69,6 +73,19 @@ class PublishWorker:
                 await publishing
             self._account(stopped=True)
 
+    def _event_settings(self, camera: str) -> EventSettings:
+        return event_settings_of(self._config.camera(camera), threshold=self._thresholds.get(camera))
+
+    def _set(self, camera: str, name: str, value: Any) -> Any:
+        """A command over MQTT: `activity_threshold` of a camera, until the daemon ends. Raises ValueError for others."""
+        if name != "activity_threshold":
+            raise ValueError(f"expected activity_threshold, got {name!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            raise ValueError(f"expected a share of the picture above 0 and up to 1, got {value!r}")
+        self._thresholds[camera] = float(value)
+        self._tell_cameras()
+        return float(value)
+
     async def _obey(self, commands: CommandReader) -> None:
         async for order in read_orders(commands):
             if isinstance(order, Stop):
@@ -82,6 +99,8 @@ class PublishWorker:
         self._before = {camera: self._before.get(camera, row) for camera, row in rows.items()}
         self._adopted = {camera: None for camera in self._adopted if camera not in rows}
         self._tell_cameras()
+        for camera in rows:
+            self._publisher.publish_value(camera, "activity_threshold", self._event_settings(camera).start_change)
 
     def _tell_cameras(self) -> None:
         known = {camera: row["accounted"] for camera, row in self._before.items()}

@@ -3,13 +3,16 @@
 import asyncio
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from streaming import FeatureSubscriber
+from streaming.events import Event
 from streaming.feature import CameraState
+from streaming.stream import Stream
 from tests.gear.daemon import daemon, wait_until
 from tests.gear.mosquitto import Mosquitto, mosquitto
 
@@ -47,6 +50,13 @@ async def take(subscriber: FeatureSubscriber, camera: str, count: int, timeout_s
             if len(found) == count:
                 break
     return found
+
+
+async def until_new(events: Stream[Event]) -> None:
+    """Wait for the beginning of an event."""
+    async for event in events:
+        if event.phase == "new":
+            return
 
 
 def add_up(totals: dict[str, int]) -> bool:
@@ -251,3 +261,20 @@ def test_second_daemon_of_the_same_node_is_refused_with_a_sentence(tmp_path: Pat
             assert second.process.wait(30) == 1
             assert "already" in second.tail()
         assert first.process.poll() is None
+
+
+async def test_threshold_set_over_mqtt_takes_effect_and_nonsense_is_refused(tmp_path: Path, broker: Mosquitto) -> None:
+    topic = "camvec/test/cam/front"
+    async with FeatureSubscriber(broker.url) as subscriber:
+        with daemon(tmp_path, config(broker, '  front: "scene:busy?fps=10"')) as running:
+            await take(subscriber, "front", 3)
+            for value in ("1", '"oops"'):
+                send = ["mosquitto_pub", "-p", str(broker.port), "-q", "1", "-t", f"{topic}/set/activity_threshold"]
+                await asyncio.to_thread(subprocess.run, [*send, "-m", value], check=True)
+            await asyncio.to_thread(wait_until, lambda: "was not carried out" in running.log.read_text(), 20)
+            read = ["mosquitto_sub", "-p", str(broker.port), "-C", "1", "-W", "10", "-t", f"{topic}/value/+"]
+            done = await asyncio.to_thread(subprocess.run, read, capture_output=True, text=True, check=True)
+            events = subscriber.events("front", event_type="activity")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(until_new(events), 5)
+    assert done.stdout.strip() == "1.0"
