@@ -27,6 +27,8 @@ from streaming.mqtt.settings import BrokerSettings
 log = logging.getLogger("camvec.mqtt")
 
 Protocol = Literal["5", "3.1.1"]
+QUICK_ACK: Final = getattr(socket, "TCP_QUICKACK", None)
+"""mosquitto leaves Nagle's algorithm on: it would hold a vector back for up to 40 ms, until the last one is acknowledged."""
 MAX_INCOMING_BYTES: Final = 1 << 20
 FAREWELL_S: Final = 1.0
 
@@ -116,8 +118,10 @@ class _Client(aiomqtt.Client):
             except Exception as exc:  # noqa: BLE001 - paho lets socket and TLS errors through, and its own on a bad packet
                 self._end(exc)
                 return
-            # TLS may have decrypted more than was read: no socket event will tell.
             sock = self.paho._sock  # noqa: SLF001
+            if QUICK_ACK is not None and isinstance(sock, socket.socket):
+                sock.setsockopt(socket.IPPROTO_TCP, QUICK_ACK, 1)
+            # TLS may have decrypted more than was read: no socket event will tell.
             pending = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002 - paho's signature
