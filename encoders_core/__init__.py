@@ -6,7 +6,9 @@ from typing import Any
 _EXPORTS = {
     "ClassNameBridge": "encoders_core.search.bridge",
     "EncoderError": "encoders_core.errors",
+    "EncoderWithFallback": "encoders_core.fallback",
     "EncodingResult": "encoders_core.results",
+    "FallbackResult": "encoders_core.fallback",
     "FusionResult": "encoders_core.multimodal_combiner",
     "GateConfig": "encoders_core.config",
     "ImageTransform": "encoders_core.image_transform",
