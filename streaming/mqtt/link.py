@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from streaming.errors import BrokerError
-from streaming.mqtt.aio import Handlers, Link, Protocol, Will
+from streaming.mqtt.aio import Link
 from streaming.mqtt.dial import dial
+from streaming.mqtt.ends import Handlers, Protocol, Will
 from streaming.mqtt.settings import BrokerSettings
 
 __all__ = ["Handlers", "Link", "Protocol", "ProtocolMemory", "Will", "connect"]

@@ -201,8 +201,11 @@ def test_encode_refuses_what_is_too_large_for_the_broker() -> None:
 
 
 def test_to_wire_vector_refuses_what_is_not_finite() -> None:
-    with pytest.raises(WireError, match="got 1 others"):
-        to_wire_vector(np.array([1, np.inf], "<f4").tobytes(), "f2")
+    for bad in (np.inf, np.nan, 1e30, 70_000):
+        with pytest.raises(WireError, match="numbers within 1000, got"):
+            to_wire_vector(np.array([1, bad], "<f4").tobytes(), "f2")
+    with pytest.raises(WireError, match="1 to 65536 numbers, got 0"):
+        to_wire_vector(b"", "f2")
 
 
 def test_float16_keeps_the_direction_to_one_part_in_a_million() -> None:
