@@ -41,6 +41,8 @@ class Announcer:
 
     def states(self) -> None:
         """The state of every camera; without any, that we are there: the broker's answer shows that it lives."""
+        if self._sender.closing:
+            return  # `stopped` is the last word
         for lane in self._sender.lanes.values():
             self._send(self._state(lane))
         if not self._sender.lanes:

@@ -81,6 +81,7 @@ class Publisher:
         self._reconnector = Reconnector(self.settings, will=will, clock=clock, rng=rng)
         self._closing = asyncio.Event()
         self._unknown = 0
+        self._next_retry_us: int | None = None
 
     async def __aenter__(self) -> Self:
         """Open the spool, if there is one. Raises SpoolError or ConfigError on what cannot work."""
@@ -204,6 +205,7 @@ class Publisher:
             protocol=sender.link.protocol if sender.link else None,
             problems=problems,
             connections=self._reconnector.connections,
+            next_retry_at_us=self._next_retry_us,
             cameras={camera: camera_statistics(lane) for camera, lane in sender.lanes.items()},
             percentiles_ms=sender.embeddings.meter.percentiles_ms(),
             budget_hits=sender.embeddings.meter.hits,
@@ -225,6 +227,7 @@ class Publisher:
 
     async def _serve(self, link: Link) -> Never:
         self._sender.problems.over("connection")
+        self._next_retry_us = None
         log.info("connected to %s, MQTT %s", self.settings.address, link.protocol)
         self._sender.connected(link, self.announcer.everything(link.protocol))
         await self._session.run(link)
@@ -232,7 +235,7 @@ class Publisher:
     def _lost(self, exc: BrokerError, delay_s: float) -> None:
         self._sender.disconnected(exc.reason)
         self._sender.problems.add("connection", str(exc))
-        log.debug("trying again in %.1f s", delay_s)
+        self._next_retry_us = self._clock.unix_us() + int(delay_s * 1e6)
 
     async def _keep_spool(self) -> None:
         while self._sender.spooler.enabled:

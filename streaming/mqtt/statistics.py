@@ -29,6 +29,8 @@ class PublisherStatistics:
     protocol: str | None
     problems: list[str]
     connections: int
+    next_retry_at_us: int | None
+    """When the next connection is tried; None while there is a connection."""
     cameras: dict[str, CameraStatistics]
     percentiles_ms: dict[str, Percentiles]
     budget_hits: int

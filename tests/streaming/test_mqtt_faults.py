@@ -55,6 +55,9 @@ async def test_a_wrong_password_is_a_problem_of_the_publisher(tmp_path: Path, ca
         async with publishing(MqttSettings(port=broker.port, username="edge", password=PASSWORD + "x")) as publisher:
             await eventually(lambda: publisher.statistics().problems)
             (problem,) = publisher.statistics().problems
+            next_retry_us = publisher.statistics().next_retry_at_us
+    assert next_retry_us is not None
+    assert next_retry_us / 1e6 - time.time() > 5  # a refused password is tried rarely
     assert "refused user 'edge'" in problem
     assert PASSWORD not in caplog.text
     assert "refused user 'edge'" in caplog.text
