@@ -14,8 +14,11 @@ _EXPORTS = {
     "ImageTransform": "encoders_core.image_transform",
     "InputError": "encoders_core.errors",
     "InputSpec": "encoders_core.preprocessing",
+    "MemoryBoundError": "encoders_core.memory_bound",
     "MultimodalCombiner": "encoders_core.multimodal_combiner",
     "MultimodalSearchEncoder": "encoders_core.multimodal_search",
+    "NotAppliedError": "encoders_core.optimization",
+    "OptimizationReport": "encoders_core.optimization",
     "OptionError": "encoders_core.errors",
     "RealtimeVideoEncoder": "encoders_core.realtime.realtime_encoder",
     "SearchHit": "encoders_core.search.index",
@@ -35,6 +38,7 @@ _EXPORTS = {
     "WeightsNotFoundError": "encoders_core.errors",
     "configure_threads": "encoders_core.hardware_threads",
     "load_frame_encoder": "encoders_core.realtime.frame_encoder",
+    "memory_efficient_encoding": "encoders_core.memory_bound",
 }
 """Public name -> the module that holds it, imported on first use: `import encoders_core` loads no torch."""
 

@@ -2,9 +2,9 @@
 
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,10 @@ from torch import Tensor, nn
 
 from encoders_core.errors import InputError, OptionError
 
+if TYPE_CHECKING:
+    from encoders_core.memory import MemorySettings
+    from encoders_core.optimization import OptimizationReport
+
 Module = TypeVar("Module", bound=nn.Module)
 Vectors = NDArray[np.float32] | Tensor | list[Tensor]
 
@@ -24,6 +28,8 @@ class Encoder(nn.Module):
 
     modalities: ClassVar[tuple[str, ...]]
     trained: bool
+    memory: "MemorySettings | None" = None
+    """What `apply_memory_optimizations` put in force."""
 
     @property
     @abstractmethod
@@ -52,6 +58,12 @@ class Encoder(nn.Module):
             raise InputError(f"expected vectors of one width, got {left.shape[-1]} and {right.shape[-1]}")
         return left @ right.T
 
+    def apply_memory_optimizations(self, config: Mapping[str, Any], *, strict: bool = False) -> "OptimizationReport":
+        """Trade time for memory, in place; see `encoders_core.memory.apply_memory_optimizations`."""
+        from encoders_core.memory import apply_memory_optimizations  # noqa: PLC0415  it imports results, which few want
+
+        return apply_memory_optimizations(self, config, strict=strict)
+
     @contextmanager
     def inference(self) -> Generator[None]:
         """Evaluation mode and no gradients inside; afterwards every module is in the mode it was in.
@@ -61,7 +73,7 @@ class Encoder(nn.Module):
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), nullcontext() if self.memory is None else self.memory.computing(self.device):
                 yield
         finally:
             for module in training:
@@ -80,6 +92,8 @@ class Encoder(nn.Module):
 
         `order` sorts items inside, so that those of one length share a batch.
         """
+        if self.memory is not None and self.memory.chunk_size is not None:
+            batch_size = min(batch_size, self.memory.chunk_size)
         indices = sorted(range(len(items)), key=(lambda i: order(items[i])) if order else None)
         batches = [indices[rows] for rows in batch_slices(len(indices), batch_size)]
         if show_progress_bar is None:

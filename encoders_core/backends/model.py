@@ -88,7 +88,7 @@ def plain_input(inputs: Any, model: ArrayModel) -> Floats:
         raise InputError(f"without torch expected pictures of one size: {exc}") from exc
     batch = batch[None] if batch.ndim == 3 else batch
     if batch.ndim == 4 and np.issubdtype(batch.dtype, np.floating):
-        return batch.astype(np.float32, copy=False)
+        return np.asarray(batch, np.float32)
     wishes = model.preprocessing
     shape = (*wishes["size_hw"], len(wishes["mean"]))
     if batch.dtype != np.uint8 or batch.shape[1:] != shape:
@@ -98,7 +98,8 @@ def plain_input(inputs: Any, model: ArrayModel) -> Floats:
         )
     pixels = batch.astype(np.float32) * wishes["scale"] + wishes["offset"]
     normalised = (pixels - np.float32(wishes["mean"])) / np.float32(wishes["std"])
-    return normalised.transpose(0, 3, 1, 2).astype(np.float32)
+    array: Floats = np.ascontiguousarray(normalised.transpose(0, 3, 1, 2), np.float32)
+    return array
 
 
 def torch_input(inputs: Any, transform: "ImageTransform") -> Floats:
