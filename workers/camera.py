@@ -10,7 +10,9 @@ from streaming.errors import StreamingError
 from streaming.frames import DropCause, Frame, FrameSpec, Since
 from streaming.logs import get_logger
 from streaming.records import StateRecord
-from streaming.sources.convert import convert
+from streaming.sources import open_source
+from streaming.sources.ahead import ConvertedAhead, converted
+from streaming.sources.base import Converted
 from streaming.sources.reader import CameraReader, Taken
 from streaming.transport import CaptureLink
 from streaming.wire import Tail
@@ -43,6 +45,7 @@ class CameraCapture:
             on_state=self.tell,
             on_count=self._count,
             supersede_cause=self._cause,
+            open_source=lambda config, clock: ConvertedAhead(open_source(config, clock), self._wanted),
         )
 
     @property
@@ -60,6 +63,14 @@ class CameraCapture:
             return "paced"
         return blocked or "superseded"
 
+    def _wanted(self) -> FrameSpec | None:
+        """What to convert a picture to that could go now; from the reader's thread."""
+        try:
+            blocked = self._link.blocked(self.camera)
+        except KeyError:  # the camera has just been removed
+            return None
+        return self._link.spec if blocked is None and time.monotonic_ns() >= self._not_before_ns else None
+
     async def run(self) -> None:
         """Until cancelled, or until a file has ended and its last frame has been sent."""
         async with asyncio.TaskGroup() as group:
@@ -73,7 +84,8 @@ class CameraCapture:
     async def _send_all(self) -> None:
         while True:
             await self._link.credit(self.camera)
-            await asyncio.sleep(max(0, self._not_before_ns - time.monotonic_ns()) / 1e9)
+            if (early_ns := self._not_before_ns - time.monotonic_ns()) > 0:
+                await asyncio.sleep(early_ns / 1e9)
             taken = await self.reader.slot.get()
             async with self._sending:
                 await self._send(taken)
@@ -84,7 +96,10 @@ class CameraCapture:
             self._link.add_camera(self.camera, lossless=True)
         try:
             spec = await self._link.ready()
-            frame = await asyncio.to_thread(self._convert, taken, spec)
+            ahead = taken.picture.converted
+            if ahead is None or ahead.spec != spec:
+                ahead = await asyncio.to_thread(converted, taken.picture, spec, taken.info.strip_px)
+            frame = self._frame(taken, ahead)
             cause = self._link.send_frame(frame)
         except (StreamingError, ValueError) as error:
             cause = "corrupt"
@@ -108,22 +123,19 @@ class CameraCapture:
         self._health.time("convert", frame.convert_us)
         self._health.count("sent")
 
-    def _convert(self, taken: Taken, spec: FrameSpec) -> Frame:
-        picture, started_ns = taken.picture, time.monotonic_ns()
-        if picture.image is None:
-            raise ValueError("a damaged picture was handed on")
-        pixels = convert(picture.image, spec, strip_px=taken.info.strip_px)
-        ended_ns = time.monotonic_ns()
+    def _frame(self, taken: Taken, ahead: Converted) -> Frame:
+        picture = taken.picture
+        since_arrival_us = (time.monotonic_ns() - picture.arrived_ns) // 1000
         return Frame(
             camera=self.camera,
             frame_seq=taken.frame_seq,
-            pixels=pixels,
+            pixels=ahead.pixels,
             pts_us=picture.pts_us,
             captured=picture.captured,
             arrived_ns=picture.arrived_ns,
             decode_us=picture.decode_us,
-            convert_us=(ended_ns - started_ns) // 1000,
-            wait_us=max(0, (started_ns - picture.arrived_ns) // 1000 - picture.decode_us),
+            convert_us=ahead.convert_us,
+            wait_us=max(0, since_arrival_us - picture.decode_us - ahead.convert_us),
             since=Since().add(self._carried).add(taken.since),
             reset=picture.reset,
             lossless=taken.info.lossless,

@@ -34,6 +34,8 @@ _log = get_logger("encode")
 BEAT_NS = 1_000_000_000
 STATS_EVERY = 5
 IDLE_MS = 200.0
+LOOK_EVERY_NS = 2_000_000
+"""While a job runs: a look at the inbox between each two blocks of it would cost more than it gains."""
 _STOP_SHARE = 0.7
 """Of the grace of a stop: for the jobs in hand; the rest is for the records on their way."""
 
@@ -62,9 +64,12 @@ class EncodeWorker:
         self._warm: RealtimeJob | None = None
         self._cold: RealtimeJob | None = None
         self._stop_at_ns: int | None = None
+        self._busy = False
+        self._look_at_ns = 0
         self._beat_at_ns = 0
         self._beats = 0
         self._done = 0
+        self._encode_cpu_ns = 0
 
     def run(self) -> None:
         """Until the supervisor says stop or is gone; what is in hand is finished first."""
@@ -103,10 +108,12 @@ class EncodeWorker:
     # ---- the loop
 
     def _turn(self) -> bool:
-        """One look at the inbox, one block of work. False when stopped and nothing is left to do."""
-        for event in self._inbox.poll(0 if self._warm or self._cold else IDLE_MS):
-            self._on_event(event)
-        worked = self._work()
+        """A look at the inbox if it is time for one, a block of work. False when stopped and nothing is left to do."""
+        if not self._busy or time.monotonic_ns() >= self._look_at_ns:
+            for event in self._inbox.poll(0 if self._busy else IDLE_MS):
+                self._on_event(event)
+            self._look_at_ns = time.monotonic_ns() + LOOK_EVERY_NS
+        self._busy = worked = self._work()
         now_ns = time.monotonic_ns()
         if now_ns >= self._beat_at_ns:
             self._beat(now_ns)
@@ -125,7 +132,10 @@ class EncodeWorker:
         job = self._warm or self._cold
         if job is None:
             return False
-        if job.step():
+        started_ns = time.thread_time_ns()
+        done = job.step()
+        self._encode_cpu_ns += time.thread_time_ns() - started_ns
+        if done:
             if job is self._warm:
                 self._warm = None
             else:
@@ -267,7 +277,11 @@ class EncodeWorker:
         if self._beats % STATS_EVERY == 1:
             for model in self._models:
                 self._sender.send(model)
-            self._health.counters |= {"bad_messages": self._inbox.bad_messages, "encoded": self._done}
+            self._health.counters |= {
+                "bad_messages": self._inbox.bad_messages,
+                "encoded": self._done,
+                "encode_cpu_us": self._encode_cpu_ns // 1000,
+            }
             for camera, found in self._encoder.statistics().items():
                 self._health.counters[f"estimated_fvu_ppm.{camera}"] = round(found.estimated_fvu * 1e6)
             self._sender.send(self._health.snapshot())

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import av
+import numpy as np
+from numpy.typing import NDArray
 
-from streaming.frames import CaptureTime
+from streaming.frames import CaptureTime, FrameSpec
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,15 @@ class StreamInfo:
     transport: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A picture as the model wants it: (H, W, 3) uint8 RGB of `spec`, and what that took."""
+
+    spec: FrameSpec
+    pixels: NDArray[np.uint8]
+    convert_us: int
+
+
 @dataclass(slots=True)
 class Picture:
     """One access unit: decoded, or known to be damaged. Ready to be counted either way."""
@@ -73,6 +84,8 @@ class Picture:
     """The first good picture after an open or a change of picture size."""
     damaged: bool = False
     keyframe: bool = False
+    converted: Converted | None = None
+    """Done already, by the reader's thread."""
 
 
 class Source(Protocol):

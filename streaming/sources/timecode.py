@@ -47,8 +47,9 @@ def write_strip(strip: NDArray[np.uint8], index: int, captured_at_us: int) -> No
 def read_strip(luma: NDArray[np.uint8]) -> TimeCode | None:
     """(16, W) uint8 luma, full or limited range -> TimeCode, or None when it is damaged or none."""
     cell = _cell_px(luma.shape[1])
-    cells = luma[:STRIP_PX, : _COLUMNS * cell].reshape(_ROWS, _CELL_ROWS, _COLUMNS, cell)
-    payload = np.packbits(cells.mean(axis=(1, 3)) > _THRESHOLD).tobytes()
+    rows = luma[:STRIP_PX, : _COLUMNS * cell].reshape(_ROWS, _CELL_ROWS, -1).sum(axis=1, dtype=np.uint16)
+    cells = rows.reshape(_ROWS, _COLUMNS, cell).sum(axis=2, dtype=np.uint16)
+    payload = np.packbits(cells > _THRESHOLD * _CELL_ROWS * cell).tobytes()
     fields, crc = payload[: _FIELDS.size], payload[_FIELDS.size :]
     if _CRC.unpack(crc)[0] != zlib.crc32(fields):
         return None

@@ -116,6 +116,12 @@ class CaptureLink:
         return self._welcome.epoch if self._welcome else 0
 
     @property
+    def spec(self) -> FrameSpec | None:
+        """The picture that the last encoder wanted; None before the first. From any thread."""
+        welcome = self._welcome
+        return welcome.spec if welcome else None
+
+    @property
     def bad_messages(self) -> int:
         """Messages that were not ours."""
         return self._bad.total

@@ -15,7 +15,7 @@ from streaming.frames import DropCause, FrameSpec, Since
 from streaming.transport.events import Event, FrameArrived, Readable
 from streaming.transport.host import host_identity
 from streaming.transport.peers import Intake, Peer, Peers
-from streaming.transport.sockets import BadMessages, End
+from streaming.transport.sockets import BadMessages, End, has_message
 from streaming.wire import Ack, Bye, FrameHeader, Hello, Tail, Welcome, decode_to_encoder, encode, frame_of
 
 ACK_REPEAT_NS: Final = 250_000_000
@@ -108,7 +108,10 @@ class EncoderInbox:
             events: list[Event] = [Readable(key) for key in ready if isinstance(key, int)]
             if self._end.monitor in ready:
                 self._end.read_monitor()
-            self._drain(events)
+            if self._end.socket in ready:
+                self._drain(events)
+            else:
+                events += self._peers.silent(self._clock.monotonic_ns())
             if events or self._clock.monotonic_ns() >= deadline_ns:
                 return events
 
@@ -137,13 +140,11 @@ class EncoderInbox:
 
     def _drain(self, events: list[Event]) -> None:
         for _ in range(MESSAGES_PER_POLL):
-            try:
-                identity = self._end.socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
+            if not has_message(self._end.socket):  # asking is cheaper than zmq.Again
                 # Only now: a Hello may have waited while this process was busy or stopped.
                 events += self._peers.silent(self._clock.monotonic_ns())
                 return
-            self._take(identity, events)
+            self._take(self._end.socket.recv(zmq.NOBLOCK), events)
 
     def _take(self, identity: bytes, events: list[Event]) -> None:
         try:

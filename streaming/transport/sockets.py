@@ -31,6 +31,8 @@ TCP_HEARTBEAT_MS: Final = 1000
 TCP_SILENCE_MS: Final = 3000
 DRAIN_AT_ONCE: Final = 64
 """Messages that a reader takes before other tasks of the loop get their turn."""
+_EVENTS: Final = int(zmq.EVENTS)  # enums would cost as much as the question
+_POLLIN: Final = int(zmq.POLLIN)
 MAX_NAMES: Final = 64
 MAX_NAME_CHARS: Final = 64
 
@@ -215,7 +217,7 @@ class End:
 
 def has_message(socket: zmq.SyncSocket) -> bool:
     """Whether a message can be received at once. Asking also clears the socket's file descriptor."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)
 
 
 class LoopReader:
@@ -239,12 +241,9 @@ class LoopReader:
 
     def _drain(self) -> None:
         for _ in range(DRAIN_AT_ONCE):
-            if not self._open:
+            if not self._open or not has_message(self._socket):  # asking is cheaper than zmq.Again
                 return
-            try:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+            parts = self._socket.recv_multipart(zmq.NOBLOCK)
             try:
                 self._on_message(parts)
             except Exception:
