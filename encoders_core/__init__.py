@@ -39,6 +39,7 @@ _EXPORTS = {
     "configure_threads": "encoders_core.hardware_threads",
     "load_frame_encoder": "encoders_core.realtime.frame_encoder",
     "memory_efficient_encoding": "encoders_core.memory_bound",
+    "optimize_for_hardware": "encoders_core.hardware",
 }
 """Public name -> the module that holds it, imported on first use: `import encoders_core` loads no torch."""
 

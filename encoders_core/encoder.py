@@ -4,7 +4,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ class Encoder(nn.Module):
     trained: bool
     memory: "MemorySettings | None" = None
     """What `apply_memory_optimizations` put in force."""
+    optimization: "OptimizationReport | None" = None
+    """What `optimize_for_device` did to make this encoder."""
 
     @property
     @abstractmethod
@@ -63,6 +65,12 @@ class Encoder(nn.Module):
         from encoders_core.memory import apply_memory_optimizations  # noqa: PLC0415  it imports results, which few want
 
         return apply_memory_optimizations(self, config, strict=strict)
+
+    def optimize_for_device(self, config: Mapping[str, Any], *, strict: bool = False) -> Self:
+        """A copy made ready for the hardware, with a report; see `encoders_core.hardware.optimize_for_device`."""
+        from encoders_core.hardware import optimize_for_device  # noqa: PLC0415  it imports this module
+
+        return optimize_for_device(self, config, strict=strict)
 
     @contextmanager
     def inference(self) -> Generator[None]:

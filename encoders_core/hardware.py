@@ -1,0 +1,295 @@
+"""Encoders made ready for the hardware at hand: what helps is found by measuring, what cannot work is said."""
+
+import copy
+import dataclasses
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, TypeVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812  the field's own name for it
+from torch import Tensor, nn
+
+from encoders_core.encoder import Encoder
+from encoders_core.errors import OptionError
+from encoders_core.feature_cache import FeatureCache
+from encoders_core.hardware_threads import configure_threads
+from encoders_core.optimization import OptimizationReport
+from encoders_core.options import check_options
+from encoders_core.quantization import to_int8
+
+DeviceType = Literal["auto", "cpu", "gpu", "tpu"]
+AnyEncoder = TypeVar("AnyEncoder", bound=Encoder)
+
+DEVICE_OPTIONS: Final[dict[str, Any]] = {
+    "mixed_precision": (True, False, "float16", "bfloat16"),
+    "compile_mode": (None, "default", "reduce-overhead", "max-autotune"),
+    "memory_format": (None, "channels_last", "contiguous"),
+    "use_flash_attention": bool,
+    "xla_optimization": bool,
+    "mesh_parallelism": bool,
+    "gradient_checkpointing": bool,
+    "threading": (None, "auto"),
+    "vectorization": bool,
+    "memory_layout": (None, "contiguous"),
+    "quantization": (None, "int8"),
+}
+"""What `optimize_for_device` knows."""
+
+DEVICE_CONFIGS: Final[dict[str, dict[str, Any]]] = {
+    "gpu": {
+        "mixed_precision": True,
+        "compile_mode": "reduce-overhead",
+        "memory_format": "channels_last",
+        "use_flash_attention": True,
+    },
+    "tpu": {
+        "mixed_precision": "bfloat16",
+        "xla_optimization": True,
+        "mesh_parallelism": True,
+        "gradient_checkpointing": True,
+    },
+    "cpu": {
+        "threading": "auto",
+        "vectorization": True,
+        "memory_layout": "contiguous",
+        "memory_format": "channels_last",
+        "quantization": "int8",
+    },
+}
+"""What `optimize_for_hardware` asks for."""
+
+_WORTH_IT: Final = 1.05
+"""A change must be this much faster to be kept: less is noise."""
+_LEAST_COSINE: Final = 0.99
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A changed encoder against the one before."""
+
+    speedup: float
+    fidelity: float
+    """Lowest cosine between the features of the two."""
+
+
+def optimize_for_hardware(encoder: AnyEncoder, device_type: DeviceType = "auto", *, strict: bool = False) -> AnyEncoder:
+    """The encoder with what `DEVICE_CONFIGS` asks for on such a device; its `optimization` is the report.
+
+    "auto" is the GPU if there is one, else the CPU. See `optimize_for_device`. Raises NotAppliedError when `strict`.
+    """
+    if device_type == "auto":
+        device_type = "gpu" if torch.cuda.is_available() else "cpu"
+    if device_type not in DEVICE_CONFIGS:
+        raise OptionError(f"device_type: expected one of auto, {', '.join(DEVICE_CONFIGS)}, got {device_type!r}")
+    missing = _missing_device(device_type)
+    return optimize_for_device(encoder, DEVICE_CONFIGS[device_type], strict=strict, missing=missing)
+
+
+def optimize_for_device(
+    encoder: AnyEncoder,
+    config: Mapping[str, Any],
+    *,
+    strict: bool = False,
+    time_budget_s: float = 2.0,
+    missing: Mapping[str, str] | None = None,
+) -> AnyEncoder:
+    """A copy of the encoder, with the same weights in the same memory, changed as `config` says; its `optimization` says what came of it.
+
+    channels_last and int8 are kept only where they are measured to be 1.05 times as fast, on random input, and int8 only
+    when every feature keeps a cosine of 0.99 to the one before. "threading" acts on the whole process: one thread, see
+    `hardware_threads`. Measuring takes about `time_budget_s` for each. Raises OptionError that names the valid options,
+    NotAppliedError when `strict`; nothing is changed then.
+    """
+    options = check_options({"options": config}, {"options": DEVICE_OPTIONS}, "device")["options"]
+    report, threads = OptimizationReport(not_applied=dict(missing or {})), torch.get_num_threads()
+    made = _shared_copy(encoder)
+    made.optimization = report
+    try:
+        _apply_process(options, report)
+        _apply_accelerator(made, options, report)
+        _apply_memory(made, options, report)
+        if options.get("memory_layout") == "contiguous":
+            report.applied["memory_layout"] = f"{_make_contiguous(made)} tensors were not contiguous and are now"
+        made = _apply_measured(made, options, report, time_budget_s)
+        report.refuse(strict=strict)
+    except Exception:
+        torch.set_num_threads(threads)
+        raise
+    return made
+
+
+def compare(before: Encoder, after: Encoder, time_budget_s: float) -> Comparison:
+    """Both on the same random input by turns, 3 to 50 times each; medians."""
+    inputs = sample_input(before)
+    times: tuple[list[float], list[float]] = ([], [])
+    started, features = time.perf_counter(), [_features(one, inputs) for one in (before, after)]
+    while len(times[0]) < 3 or (len(times[0]) < 50 and time.perf_counter() - started < time_budget_s):
+        for one, taken in zip((before, after), times, strict=True):
+            start = time.perf_counter()
+            _features(one, inputs)
+            taken.append(time.perf_counter() - start)
+    cosine = F.cosine_similarity(features[0], features[1], dim=-1).min()
+    return Comparison(statistics.median(times[0]) / statistics.median(times[1]), float(cosine))
+
+
+def sample_input(encoder: Any) -> Any:
+    """Random model input, two items, for `encoder(...)`: pictures, clips, token ids or features by modality."""
+    generator = torch.Generator().manual_seed(0)
+
+    def floats(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(encoder.device, encoder.dtype)
+
+    if "image" in encoder.modalities:
+        return floats(2, encoder.config.in_chans, *encoder.config.img_size)
+    if "video" in encoder.modalities:
+        model = encoder.tower.model.config
+        frames = getattr(model, "num_frames", min(4, encoder.config.max_frames))
+        return floats(2, frames, model.in_chans, *model.img_size)
+    if "text" in encoder.modalities:
+        length = min(16, encoder.config.context_length)
+        return torch.randint(1, encoder.config.vocab_size, (2, length), generator=generator).to(encoder.device)
+    return {name: floats(2, 8, dim) for name, dim in encoder.config.input_dimensions.items()}
+
+
+def _features(encoder: Encoder, inputs: Any) -> Tensor:
+    with encoder.inference():
+        features: Tensor = encoder(inputs)
+        return features.float()
+
+
+def _apply_process(options: dict[str, Any], report: OptimizationReport) -> None:
+    if options.get("threading") == "auto":
+        configure_threads(1)
+        report.applied["threading"] = "one thread in this process; more work, more processes"
+    if "vectorization" in options:
+        kind = torch.backends.cpu.get_cpu_capability()
+        if options["vectorization"] and kind != "DEFAULT":
+            report.applied["vectorization"] = f"torch's kernels for {kind}, as always"
+        elif options["vectorization"]:
+            report.not_applied["vectorization"] = "torch has no vector instructions for this CPU"
+        else:
+            report.not_applied["vectorization"] = "only ATEN_CPU_CAPABILITY=default before the start turns it off"
+
+
+def _apply_accelerator(encoder: Encoder, options: dict[str, Any], report: OptimizationReport) -> None:
+    mode = options.get("compile_mode")
+    if mode is not None:
+        if encoder.device.type == "cuda":
+            for child in encoder.children():
+                child.compile(mode=mode)
+            report.applied["compile_mode"] = f"torch.compile, {mode}, at the first input of each shape"
+        else:
+            report.not_applied["compile_mode"] = f"{mode!r} is for encoders on a GPU; this one is on the CPU"
+    for option in ("xla_optimization", "mesh_parallelism"):
+        if options.get(option):
+            report.not_applied[option] = _missing_device("tpu")["tpu"]
+
+
+def _apply_memory(encoder: Encoder, options: dict[str, Any], report: OptimizationReport) -> None:
+    """The options that `apply_memory_optimizations` knows under another name."""
+    config: dict[str, Any] = {}
+    if options.get("mixed_precision"):
+        if encoder.device.type == "cuda":
+            named = options["mixed_precision"]
+            config["mixed_precision"] = {"dtype": "float16" if named is True else named}
+        else:
+            why = "on CPUs without AVX-512 both were measured 8 times slower than float32"
+            report.not_applied["mixed_precision"] = why
+    elif "mixed_precision" in options:
+        config["mixed_precision"] = {"enable": False}
+    if "use_flash_attention" in options:
+        config["batch_processing"] = {"memory_efficient_attention": options["use_flash_attention"]}
+    if "gradient_checkpointing" in options:
+        config["gradient_checkpointing"] = options["gradient_checkpointing"]
+    came = encoder.apply_memory_optimizations(config)
+    names = {"memory_efficient_attention": "use_flash_attention"}
+    for ours, theirs in ((report.applied, came.applied), (report.not_applied, came.not_applied)):
+        ours.update({names.get(option, option): said for option, said in theirs.items()})
+
+
+def _apply_measured(
+    encoder: AnyEncoder, options: dict[str, Any], report: OptimizationReport, budget_s: float
+) -> AnyEncoder:
+    """Try channels_last and int8, one upon the other, and keep what helps."""
+    changes: dict[str, Callable[[nn.Module], int]] = {}
+    if options.get("memory_format") == "channels_last":
+        changes["memory_format"] = _to_channels_last
+    elif options.get("memory_format") == "contiguous":
+        report.applied["memory_format"] = f"{_make_contiguous(encoder)} tensors were not contiguous and are now"
+    if options.get("quantization") == "int8":
+        changes["quantization"] = to_int8
+    if encoder.device.type != "cpu" and "quantization" in changes:
+        del changes["quantization"]
+        report.not_applied["quantization"] = "int8 is for encoders on the CPU"
+    for option, change in changes.items():
+        encoder = _keep_if_faster(encoder, option, change, report, budget_s)
+    return encoder
+
+
+def _keep_if_faster(
+    encoder: AnyEncoder, option: str, change: Callable[[nn.Module], int], report: OptimizationReport, budget_s: float
+) -> AnyEncoder:
+    candidate = _shared_copy(encoder)
+    candidate.optimization = report
+    count = change(candidate)
+    if not count:
+        report.not_applied[option] = "there is no layer that it concerns"
+        return encoder
+    try:
+        found = compare(encoder, candidate, budget_s)
+    except (AttributeError, RuntimeError) as exc:  # a build of torch without these kernels
+        report.not_applied[option] = f"this torch cannot: {exc}"
+        return encoder
+    told = f"{count} layers, measured {found.speedup:.2f} times as fast, cosine at least {found.fidelity:.4f}"
+    if not (found.speedup >= _WORTH_IT and found.fidelity >= _LEAST_COSINE):
+        report.not_applied[option] = f"{told}: not worth it here"
+        return encoder
+    report.applied[option] = told
+    report.speedup = (report.speedup or 1.0) * found.speedup
+    report.fidelity = min(report.fidelity or 1.0, found.fidelity)
+    return candidate
+
+
+def _to_channels_last(module: nn.Module) -> int:
+    convolutions = [one for one in module.modules() if isinstance(one, nn.Conv2d)]
+    for one in convolutions:  # a parameter of its own: the encoder that was copied keeps its layout
+        one.weight = nn.Parameter(
+            one.weight.detach().contiguous(memory_format=torch.channels_last), requires_grad=one.weight.requires_grad
+        )
+    return len(convolutions)
+
+
+def _make_contiguous(module: nn.Module) -> int:
+    """How many parameters were not; those get memory of their own."""
+    count = 0
+    for owner in module.modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            if not parameter.is_contiguous():
+                fresh = nn.Parameter(parameter.detach().contiguous(), requires_grad=parameter.requires_grad)
+                setattr(owner, name, fresh)
+                count += 1
+    return count
+
+
+def _shared_copy(encoder: AnyEncoder) -> AnyEncoder:
+    """The modules anew, the parameters and buffers the very same, the cache of features empty."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
+    cache = encoder.memory.cache if encoder.memory else None
+    if cache is not None:
+        memo[id(cache)] = FeatureCache(cache.max_bytes)
+    return copy.deepcopy(encoder, memo)
+
+
+def _missing_device(device_type: str) -> dict[str, str]:
+    if device_type == "gpu" and not torch.cuda.is_available():
+        return {"gpu": "this torch finds no CUDA device here"}
+    if device_type == "tpu" and importlib.util.find_spec("torch_xla") is None:
+        return {"tpu": "torch_xla is not installed: on a machine with a TPU, pip install 'torch_xla[tpu]'"}
+    if device_type == "tpu":
+        return {
+            "tpu": "torch_xla is here, but encoders have never been run on it: move it with encoder.to(...) yourself"
+        }
+    return {}
