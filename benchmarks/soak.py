@@ -65,9 +65,8 @@ async def soak(options: argparse.Namespace, folder: Path, progress: Progress) ->
         feed.connect()
         subscriber = await stack.enter_async_context(FeatureSubscriber(f"mqtt://127.0.0.1:{port}"))
         pids = await stack.enter_async_context(daemon(folder, feed.urls("camvec", cameras), port))
-        features = subscriber.features()
+        features = subscriber.features()  # held open: without it nothing is counted
         await asyncio.wait_for(anext(features), START_LIMIT_S)
-        await features.aclose()
         names: dict[int, str] = {pids()[0]: "supervisor"}
         async for figures in subscriber.stats():
             names |= {worker["pid"]: name for name, worker in figures.body["workers"].items()}
