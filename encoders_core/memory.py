@@ -128,7 +128,11 @@ def _plan_precision(
     if obstacle:
         report.not_applied["mixed_precision"] = obstacle
     else:
-        slow = "; matrix products were measured 8 times slower so on CPUs without AVX-512" if device == "cpu" else ""
+        slow = (
+            "; it was measured 8 times slower than float32 on a CPU without bfloat16 instructions"
+            if device == "cpu"
+            else ""
+        )
         report.applied["mixed_precision"] = f"{name} under autocast{slow}"
         settings.autocast = getattr(torch, name)
     if options.get("loss_scaling", "none") == "none":

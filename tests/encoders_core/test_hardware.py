@@ -140,6 +140,20 @@ def test_channels_last_is_measured_too(encoder: VisionEncoder, monkeypatch: pyte
     assert told.not_applied["memory_format"] == "there is no layer that it concerns"
 
 
+def test_bfloat16_on_a_cpu_is_measured_and_float16_refused(
+    encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "emulated" in report_of(encoder.optimize_for_device({"mixed_precision": "float16"})).not_applied[
+        "mixed_precision"
+    ]  # fmt: skip
+    measured(monkeypatch, 1.4)
+    optimized = encoder.optimize_for_device({"mixed_precision": "bfloat16"})
+    assert report_of(optimized).applied["mixed_precision"].startswith("10 layers, measured 1.40")
+    error = (optimized.encode(sample_input(encoder)).features - encoder.encode(sample_input(encoder)).features).abs()
+    assert 0 < error.max() < 0.05
+    assert encoder.memory is None
+
+
 def test_threads_and_vector_instructions(encoder: VisionEncoder) -> None:
     torch.set_num_threads(2)
     report = report_of(encoder.optimize_for_device({"threading": "auto", "vectorization": True}))
