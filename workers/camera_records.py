@@ -68,6 +68,7 @@ class CameraRecords:
             quality=Quality(quality.rung, quality.tokens_updated, quality.tokens_total, quality.cold, quality.change),
             cut=quality.cut,
             reset=frame.reset,
+            lossless=frame.lossless,
             temporal=None if feature.temporal is None else feature.temporal.astype("<f4").tobytes(),
         )
         self._held = None

@@ -133,6 +133,9 @@ def _explain(error: Exception) -> int:
     if hasattr(error, "show"):  # of typer, which keeps its own copy of click's classes since 0.20
         error.show()
         return 2
+    if isinstance(error, ModuleNotFoundError):
+        sys.stderr.write(f"camvec: this command needs the package {error.name}: pip install 'camvec[edge]'\n")
+        return 1
     from streaming.errors import ConfigError
     from streaming.redaction import redact
 

@@ -6,6 +6,7 @@ This client publishes through the paho client that aiomqtt holds, and writes at 
 
 import asyncio
 import logging
+import math
 import socket
 import ssl
 from collections.abc import Sequence
@@ -166,6 +167,10 @@ class _Client(aiomqtt.Client):
                 future.exception()
 
 
+# aiomqtt waits with asyncio.wait_for, which before Python 3.12 swallows a cancellation that comes together with the
+# result; its task would then wait for ever. So the time-outs are ours, and aiomqtt is asked to wait without one.
+
+
 class Link:
     """One open connection. `send` never blocks; what it cannot write yet waits, and `idle` is False until it is gone."""
 
@@ -243,8 +248,9 @@ class Link:
         if not filters:
             return []
         try:
-            codes = await self._client.subscribe([(one, qos) for one in filters], timeout=timeout_s)
-        except aiomqtt.MqttError as exc:
+            async with asyncio.timeout(timeout_s):
+                codes = await self._client.subscribe([(one, qos) for one in filters], timeout=math.inf)
+        except (aiomqtt.MqttError, TimeoutError) as exc:
             raise BrokerError("timeout", f"{self._settings.address} did not confirm a subscription: {exc}") from exc
         values = [code.value if isinstance(code, ReasonCode) else int(code) for code in codes]
         return [one for one, value in zip(filters, values, strict=True) if value >= 128]
@@ -254,8 +260,9 @@ class Link:
         if not filters:
             return
         try:
-            await self._client.unsubscribe(list(filters), timeout=timeout_s)
-        except aiomqtt.MqttError as exc:
+            async with asyncio.timeout(timeout_s):
+                await self._client.unsubscribe(list(filters), timeout=math.inf)
+        except (aiomqtt.MqttError, TimeoutError) as exc:
             said = f"{self._settings.address} did not confirm the end of a subscription: {exc}"
             raise BrokerError("timeout", said) from exc
 

@@ -1,17 +1,18 @@
 """`camvec run` as a user has it: real processes, a real broker, killed workers, signals. R1, R8, R20-R22, R33, R35."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from streaming import FeatureSubscriber
 from streaming.events import Event
-from streaming.feature import CameraState
+from streaming.feature import CameraState, Model
 from streaming.stream import Stream
 from tests.gear.daemon import daemon, wait_until
 from tests.gear.mosquitto import Mosquitto, mosquitto
@@ -44,12 +45,13 @@ async def until_state(subscriber: FeatureSubscriber, camera: str, *states: str) 
 async def take(subscriber: FeatureSubscriber, camera: str, count: int, timeout_s: float = 40) -> list[int]:
     """The frame numbers of the next `count` vectors."""
     found: list[int] = []
-    async with asyncio.timeout(timeout_s):
-        async for feature in subscriber.features(camera):
-            found.append(feature.frame_seq)
-            if len(found) == count:
-                break
-    return found
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            async for feature in subscriber.features(camera):
+                found.append(feature.frame_seq)
+                if len(found) == count:
+                    return found
+    raise AssertionError(f"{found} after {timeout_s} s; {subscriber.connection}, {subscriber.statistics(camera)}")
 
 
 async def until_new(events: Stream[Event]) -> None:
@@ -278,3 +280,23 @@ async def test_threshold_set_over_mqtt_takes_effect_and_nonsense_is_refused(tmp_
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(until_new(events), 5)
     assert done.stdout.strip() == "1.0"
+
+
+async def test_temporal_output_is_a_second_model_beside_the_frames(tmp_path: Path, broker: Mosquitto) -> None:
+    text = config(broker, '  front: "scene:busy?fps=10"', extra="temporal: {window: 4}")
+    async with FeatureSubscriber(broker.url) as subscriber:
+        with daemon(tmp_path, text):
+            frames = await take(subscriber, "front", 3)
+            async with asyncio.timeout(20):
+                temporal = await anext(subscriber.features("front", model="efficientnet-lite0-temporal"))
+                models = {model.model_id: model async for model in first(subscriber.models(), 2)}
+    assert len(frames) == 3
+    assert temporal.output == "temporal"
+    assert models["efficientnet-lite0"].trained
+    assert models["efficientnet-lite0-temporal"].temporal_of == "efficientnet-lite0"
+    assert not models["efficientnet-lite0-temporal"].trained
+
+
+async def first(models: Stream[Model], count: int) -> AsyncIterator[Model]:
+    for _ in range(count):
+        yield await anext(models)

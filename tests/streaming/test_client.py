@@ -239,3 +239,16 @@ async def test_ready_of_a_closed_subscriber_returns() -> None:
     await stream.aclose()
     async with asyncio.timeout(1):
         await stream.ready()
+
+
+@pytest.mark.integration
+async def test_subscriber_can_be_left_while_the_broker_confirms_a_subscription(tmp_path: Path) -> None:
+    """Before Python 3.12 a cancellation that came together with a confirmation was lost, and leaving took for ever."""
+    with mosquitto(tmp_path) as broker:
+        for step in range(60):
+            async with asyncio.timeout(10), FeatureSubscriber(broker.url) as subscriber:
+                features = subscriber.features()
+                if step % 2:
+                    await features.ready()
+                    await features.aclose()
+                await asyncio.sleep(step * 0.00005)
