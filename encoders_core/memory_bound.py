@@ -123,7 +123,7 @@ class _Planner:
 
     def plan(self, *, results: int, kept: int) -> None:
         """Set `size` for the next chunk. `results`: bytes of all results and of joining them, `kept`: of those there."""
-        _release()
+        _trim()
         if self._floor + results > self._limit:
             raise MemoryBoundError(_told("keeping and joining all results", self._floor + results, self._limit))
         room = self._limit - self._floor - kept
@@ -133,7 +133,8 @@ class _Planner:
     def check(self, what: str) -> None:
         """Raise MemoryBoundError when the process is above the limit now."""
         if _resident() > self._limit:
-            _release()
+            gc.collect()
+            _trim()
         if _resident() > self._limit:
             raise MemoryBoundError(_told(what, _resident(), self._limit))
 
@@ -143,9 +144,8 @@ def _resident() -> int:
     return resident
 
 
-def _release() -> None:
+def _trim() -> None:
     """Give free memory back to the system, so that chunk after chunk starts with a heap in one piece (glibc alone)."""
-    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
