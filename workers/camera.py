@@ -35,6 +35,8 @@ class CameraCapture:
         self._interval_ns = int(1e9 / settings.max_fps) if settings.max_fps else 0
         self._not_before_ns = 0
         self._carried = Since()
+        self._reset = False
+        """The first frame after an open could not be sent: the next one has to say that caches start anew."""
         self._last_seq = row.captured - 1
         self._told: StateRecord | None = None
         self._sending = asyncio.Lock()
@@ -113,9 +115,10 @@ class CameraCapture:
         """Whatever happened to a picture that was taken from the slot, its frame is accounted for."""
         self._last_seq = taken.frame_seq
         if cause is None:
-            self._carried = Since()
+            self._carried, self._reset = Since(), False
         else:
             self._carried.add(taken.since).drop(cause)
+            self._reset |= taken.picture.reset
 
     def _remember(self, frame: Frame) -> None:
         self._not_before_ns = time.monotonic_ns() + self._interval_ns
@@ -137,7 +140,7 @@ class CameraCapture:
             convert_us=ahead.convert_us,
             wait_us=max(0, since_arrival_us - picture.decode_us - ahead.convert_us),
             since=Since().add(self._carried).add(taken.since),
-            reset=picture.reset,
+            reset=picture.reset or self._reset,
             lossless=taken.info.lossless,
         )
 
