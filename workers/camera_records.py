@@ -84,6 +84,8 @@ class CameraRecords:
 
         `end`: nothing more will come of this camera. A heartbeat could be carried over to a message that never follows.
         """
+        if end:
+            self._chain.give_up("stopped")
         up_to_seq = self._chain.settled_up_to()
         if up_to_seq is None:
             return

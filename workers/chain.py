@@ -3,7 +3,7 @@
 While frame 7 is being encoded, frame 8 may be held and frame 9 dropped: the record of 7 must not tell of 8 and 9.
 """
 
-from streaming.frames import Since
+from streaming.frames import DropCause, Since
 
 
 class Chain:
@@ -34,6 +34,11 @@ class Chain:
         """The record of the open frame goes out: everything before it that no record has told of yet."""
         since = self._open.pop(frame_seq, Since())
         return self._take(frame_seq).add(since)
+
+    def give_up(self, cause: DropCause) -> None:
+        """Nothing more will become of the frames that are still open."""
+        for frame_seq in sorted(self._open):
+            self.settle(frame_seq, Since(dropped={cause: 1}))
 
     def unsent(self, frame_seq: int, since: Since) -> None:
         """The record that should have carried `since` did not go out: its successor will."""

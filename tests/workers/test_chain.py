@@ -70,3 +70,13 @@ def test_sums_match_the_gaps_for_any_order_of_settling(steps: list[tuple[int, st
         assert end - last_told == chain.take_settled(end).frames
         last_told = end
     assert last_told == seq
+
+
+def test_frames_that_are_given_up_are_told_by_cause() -> None:
+    chain = Chain()
+    chain.open(0, Since(dropped={"paced": 1}))
+    chain.open(2, Since())
+    chain.settle(2, held())
+    chain.give_up("stopped")
+    assert chain.settled_up_to() == 2
+    assert chain.take_settled(2) == Since(held=1, dropped={"paced": 1, "stopped": 1})
