@@ -19,7 +19,7 @@ from encoders_core.results import EncodingResult, join
 from encoders_core.video.clips import as_clips
 
 _LARGEST: Final = 256
-_CAUTION: Final = 0.5
+_CAUTION: Final = 0.4
 """Share of the room that a chunk may be predicted to fill. Measured: of two equal chunks the second took up to half as
 much again, because the C library had meanwhile moved large blocks from the system to its own, fragmented heap."""
 _SAMPLE_S: Final = 0.001

@@ -27,7 +27,7 @@ _PROGRAM = """
     images = [one] * 96
     encoder.encode(images[:1])
     start = psutil.Process().memory_info().rss
-    bound = (start + 60e6) / 1e9
+    bound = (start + 90e6) / 1e9
     if sys.argv[1] == "bounded":
         result = memory_efficient_encoding(encoder, images, max_memory_gb=bound)
     else:
