@@ -37,6 +37,7 @@ _PROGRAM = """
 """
 
 
+@pytest.mark.soak  # it failed once in 16 runs, on a loaded machine: how the heap fragments moves the peak by tens of MB
 @pytest.mark.parametrize("how", ["bounded", "free"])
 def test_peak_memory_stays_under_the_bound(how: str) -> None:
     command = [sys.executable, "-c", textwrap.dedent(_PROGRAM), how]
