@@ -152,7 +152,6 @@ class Figures:
     error: float = 0.0
     received_error: float = 0.0
     received: int = 0
-    seen: list[int] = field(default_factory=list)
 
     def add(
         self, turn: Slice, pushes: Pushes, vectors: dict[tuple[str, str], list[Vector]], truth: NDArray[np.float32]
@@ -176,7 +175,6 @@ class Figures:
         encoded = sorted(order[v.frame] for v in came if v.frame in order)
         self.arrived += len(counted)
         self.encoded += len({order[frame] for frame in counted} & set(encoded))
-        self.seen += counted
         for vector in came:
             if turn.from_ns <= vector.received_ns < turn.to_ns:
                 self.messages += 1
@@ -194,8 +192,8 @@ class Figures:
 
     def report(self, truth: NDArray[np.float32], turns: list[Slice]) -> dict[str, Any]:
         """What they come to."""
-        spread = float(((truth[self.seen] - truth[self.seen].mean(0)) ** 2).sum())
-        spread = max(spread, len(self.seen) * 0.01 * MODEL_VARIANCE)
+        variance = float(((truth - truth.mean(0)) ** 2).sum(1).mean())
+        spread = self.arrived * max(variance, 0.01 * MODEL_VARIANCE)
         missing = self.arrived - self.encoded
         dropped = min(missing, sum(self.dropped.values()))
         is_camvec = turns[0].contender == "camvec"
@@ -210,7 +208,7 @@ class Figures:
             "lost": dropped if is_camvec else missing,
             "lost_by_cause": dict(self.dropped),
             "fvu": round(self.error / spread, 5),
-            "fvu_of_received": round(self.received_error / max(1, self.received) * len(self.seen) / spread, 6),
+            "fvu_of_received": round(self.received_error / max(1, self.received) * self.arrived / spread, 6),
             "rss_mb": round(float(np.median([turn.rss_mb for turn in turns])), 1),
             "pss_mb": round(float(np.median([turn.pss_mb for turn in turns])), 1),
             "messages": self.messages,
