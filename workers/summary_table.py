@@ -22,7 +22,7 @@ def summary_table(summary: dict[str, Any]) -> Group:
     weights = "trained" if summary["trained"] else "random weights"
     lines = [
         f"every frame accounted for: {'yes' if summary['accounted'] else 'NO'}; dropped: {dropped}",
-        "latency: arrival to MQTT; glass: time code in the picture to subscriber; p50 / p99",
+        "latency: arrival to MQTT; glass: picture to subscriber; p50 / p99",
         f"within the budget of {summary['budget_ms']:g} ms: {hits} of warm frames, {summary['cold']} cold ones apart",
         f"model {summary['model']}, {weights}; full pass {summary['full_pass_ms']} ms",
         f"CPU {summary['cpu_percent']} % of one core, {summary['rss_mb']} MB",
