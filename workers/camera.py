@@ -44,7 +44,7 @@ class CameraCapture:
             camera,
             replace(settings.source(), max_pixels=max_pixels),
             first_seq=row.captured,
-            on_state=self.tell,
+            on_state=self._on_state,
             on_count=self._count,
             supersede_cause=self._cause,
             open_source=lambda config, clock: ConvertedAhead(open_source(config, clock), self._wanted),
@@ -143,6 +143,20 @@ class CameraCapture:
             reset=picture.reset or self._reset,
             lossless=taken.info.lossless,
         )
+
+    def _on_state(self, state: StateRecord) -> None:
+        """A change: for the log, where somebody looks when the broker is down too, and for the publisher."""
+        say = _log.warning if state.reason else _log.info
+        retry_in_s = state.next_retry_at_us and round(state.next_retry_at_us / 1e6 - time.time(), 1)
+        say(
+            "camera",
+            camera=self.camera,
+            state=state.state,
+            reason=state.reason,
+            detail=state.detail,
+            retry_in_s=retry_in_s,
+        )
+        self.tell(state)
 
     def tell(self, state: StateRecord) -> None:
         """Hand a change of state on; `beat` repeats what could not be handed on."""
