@@ -11,7 +11,7 @@ import numpy as np
 
 from encoders_core.config import QUALITY_TARGETS, GateConfig, TemporalConfig
 from encoders_core.preprocessing import InputSpec
-from encoders_core.realtime.frame_encoder import EncoderDescriptor, FrameEncoder, load_frame_encoder
+from encoders_core.realtime.frame_encoder import EncoderDescriptor, FrameEncoder, dense_steps, load_frame_encoder
 from encoders_core.realtime.realtime_encoder import RealtimeVideoEncoder
 from streaming.config import Config
 from streaming.frames import FrameSpec
@@ -42,7 +42,7 @@ def full_pass_ms(encoder: FrameEncoder) -> float:
     times_ms = []
     for _ in range(_PROFILE_PASSES):
         started = time.perf_counter()
-        drain(encoder.encode([encoder.plan(encoder.new_state(), frame)]))
+        drain(dense_steps(encoder, frame))
         times_ms.append((time.perf_counter() - started) * 1e3)
     return statistics.median(times_ms[2:])
 

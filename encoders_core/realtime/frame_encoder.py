@@ -51,10 +51,18 @@ class Plan:
     """Everything is computed anew: first frame, cut, or reset."""
     predicted_ms: float | None = None
     """Time that it will take, if the encoder knows better than the scheduler's own measurements."""
+    row_cap: int | None = None
+    """Rows that may be computed anew, one of the encoder's `buckets`; set by the scheduler before the encoding starts.
+    None: as many as the plan wants."""
+    refresh: bool = False
+    """Set before the encoding starts: a dense pass is due, as nothing but the age of what is remembered asks for one."""
 
 
 class FrameEncoder(Protocol):
-    """One model behind the realtime encoder. Weights live here, what a camera needs remembered in its state."""
+    """One model behind the realtime encoder. Weights live here, what a camera needs remembered in its state.
+
+    A dense pass of a frame on its own, of no camera, is `encode([plan(new_state(), frame)])`: `dense_steps`.
+    """
 
     @property
     def descriptor(self) -> EncoderDescriptor:
@@ -66,16 +74,35 @@ class FrameEncoder(Protocol):
         """How its features react to change, for the frame gate."""
         ...
 
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The row caps that a plan may get, ascending; the last is `rows_total`, a dense pass. A dense model has that one."""
+        ...
+
     def new_state(self) -> Any:
         """A fresh state for one camera."""
         ...
 
     def plan(self, state: Any, frame: NDArray[np.uint8], change: Change | None = None) -> Plan:
-        """(H, W, 3) uint8 of the model's size, and its change against the reference (None: not measured) -> a plan."""
+        """(H, W, 3) uint8 of the model's size, and its change against the reference (None: not measured) -> a plan.
+
+        `rows` are those that its gate wants now, counted at the input. Cheap; the state stays as it is.
+        """
+        ...
+
+    def set_fidelity(self, state: Any, scale: float) -> None:
+        """Scale the thresholds of this camera's gates: 1.0 as shipped, smaller is more exact, 0.0 exact.
+
+        Raises OptionError for a negative scale, and for a model of one bucket: its passes are exact, and the frame gate
+        before it is what can be steered.
+        """
         ...
 
     def encode(self, plans: Sequence[Plan]) -> Generator[None, None, NDArray[np.float32]]:
-        """Plans of different cameras -> yields between blocks, returns (B, D) float32 features, not normalised."""
+        """Plans of different cameras -> yields between blocks, returns (B, D) float32 features, not normalised.
+
+        Each keeps to its own `row_cap`; one with `refresh` set is a dense pass.
+        """
         ...
 
 
@@ -110,6 +137,7 @@ class ConvFrameEncoder:
 
     sizes_px: Final = (224, 192, 160, 128)
     _CELL_PX: Final = 32
+    buckets: Final = ((sizes_px[0] // _CELL_PX) ** 2,)
 
     def __init__(
         self, network: EfficientNetLite, *, trained: bool, calibration: GateCalibration, fit: Fit = "squash"
@@ -148,6 +176,10 @@ class ConvFrameEncoder:
         share = 1.0 if change is None else change.share
         return Plan(state, frame, rows, rows, change=share, cut=cut, cold=cut or not state.warm)
 
+    def set_fidelity(self, state: DenseState, scale: float) -> None:  # noqa: ARG002  the protocol's signature
+        """Raises OptionError: every pass is exact."""
+        raise OptionError(f"{self.descriptor.name} has no gates to scale by {scale}: steer the frame gate before it")
+
     @torch.inference_mode()
     def encode(self, plans: Sequence[Plan]) -> Generator[None, None, NDArray[np.float32]]:
         """Plans of frames of one size -> yields between blocks, returns (B, 1280) float32 features, not normalised."""
@@ -159,6 +191,11 @@ class ConvFrameEncoder:
             plan.state.warm = True
         result: NDArray[np.float32] = features.numpy()
         return result
+
+
+def dense_steps(encoder: FrameEncoder, frame: NDArray[np.uint8]) -> Generator[None, None, NDArray[np.float32]]:
+    """(H, W, 3) uint8 -> yields between blocks, returns (1, D) float32: a dense pass that no camera knows of."""
+    return encoder.encode([encoder.plan(encoder.new_state(), frame)])
 
 
 def fingerprint(

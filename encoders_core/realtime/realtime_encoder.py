@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from encoders_core.config import QUALITY_TARGETS, GateConfig, Priority, QualityLevel, TemporalConfig
 from encoders_core.errors import EncoderError, InputError, OptionError
 from encoders_core.models.temporal import TemporalHead
-from encoders_core.realtime.frame_encoder import EncoderDescriptor, FrameEncoder, ScalableFrameEncoder, fingerprint
+from encoders_core.realtime.frame_encoder import (
+    EncoderDescriptor,
+    FrameEncoder,
+    ScalableFrameEncoder,
+    dense_steps,
+    fingerprint,
+)
 from encoders_core.realtime.frame_gate import Decision
 from encoders_core.realtime.intake import Frames, as_frame, as_frames
 from encoders_core.realtime.results import StreamFeature, StreamFeatures, StreamQuality, stack
@@ -312,7 +318,7 @@ class RealtimeVideoEncoder:
         costs_ns = []
         for _ in range(passes + 1):
             started_ns = self.clock()
-            for _step in self.frame_encoder.encode([self.frame_encoder.plan(self.frame_encoder.new_state(), frame)]):
+            for _step in dense_steps(self.frame_encoder, frame):
                 pass
             costs_ns.append(self.clock() - started_ns)
         for cost_ns in costs_ns[1:]:

@@ -43,6 +43,7 @@ class SizedEncoder:
     descriptor = EncoderDescriptor(
         "sized", "sized", "0" * 16, dim=192, trained=True, pooling="mean", input=InputSpec((64, 64))
     )
+    buckets = (64,)
     sizes_px = (64, 48, 32, 16)
 
     def __init__(self, pace: Pace) -> None:
@@ -57,6 +58,9 @@ class SizedEncoder:
     def plan(self, state: DenseState, frame: NDArray[np.uint8], change: Change | None = None) -> Plan:
         rows = (frame.shape[0] // 8) ** 2
         return Plan(state, frame, rows, rows, change=change.share if change else 1.0, cut=False, cold=not state.warm)
+
+    def set_fidelity(self, state: DenseState, scale: float) -> None:
+        raise OptionError(f"{state} is exact at any {scale}")
 
     def encode(self, plans: Sequence[Plan]) -> Generator[None, None, NDArray[np.float32]]:
         yield

@@ -1,3 +1,4 @@
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,13 @@ import torch
 from encoders_core.errors import OptionError
 from encoders_core.models.efficientnet_lite import EfficientNetLite
 from encoders_core.preprocessing import InputSpec
-from encoders_core.realtime.frame_encoder import ConvFrameEncoder, FrameEncoder, fingerprint, load_frame_encoder
+from encoders_core.realtime.frame_encoder import (
+    ConvFrameEncoder,
+    FrameEncoder,
+    dense_steps,
+    fingerprint,
+    load_frame_encoder,
+)
 from encoders_core.realtime.frame_gate import GateCalibration
 from encoders_core.weights.packaged import EFFICIENTNET_LITE0, load_packaged
 
@@ -22,7 +29,10 @@ def frames(count: int) -> list[np.ndarray]:
 
 
 def encode(encoder: FrameEncoder, pictures: list[np.ndarray]) -> np.ndarray:
-    steps = encoder.encode([encoder.plan(encoder.new_state(), picture) for picture in pictures])
+    return drain(encoder.encode([encoder.plan(encoder.new_state(), picture) for picture in pictures]))
+
+
+def drain(steps: Generator[None, None, np.ndarray]) -> np.ndarray:
     while True:
         try:
             next(steps)
@@ -57,6 +67,19 @@ def test_plan_is_cold_until_something_was_encoded(encoder: FrameEncoder) -> None
     assert (first.cold, first.rows, first.rows_total) == (True, 49, 49)
     list(encoder.encode([first]))
     assert not encoder.plan(state, picture).cold
+
+
+def test_a_dense_model_has_one_bucket_and_nothing_to_scale(encoder: FrameEncoder) -> None:
+    plan = encoder.plan(encoder.new_state(), frames(1)[0])
+    assert encoder.buckets == (plan.rows_total,)
+    assert plan.row_cap is None
+    with pytest.raises(OptionError, match="no gates to scale by"):
+        encoder.set_fidelity(encoder.new_state(), 0.7)
+
+
+def test_dense_steps_know_of_no_camera(encoder: FrameEncoder) -> None:
+    picture = frames(1)[0]
+    assert np.array_equal(drain(dense_steps(encoder, picture)), encode(encoder, [picture]))
 
 
 def test_fingerprint_changes_with_all_that_changes_vectors() -> None:

@@ -31,6 +31,8 @@ class FakeEncoder:
         "fake", "fake", "0" * 16, dim=192, trained=True, pooling="mean", input=InputSpec((SIZE, SIZE))
     )
 
+    buckets = (64,)
+
     def __init__(self, step: Any = lambda: None) -> None:
         self.encoded = 0
         self._step = step
@@ -40,6 +42,9 @@ class FakeEncoder:
 
     def plan(self, state: DenseState, frame: NDArray[np.uint8], change: Change | None = None) -> Plan:
         return Plan(state, frame, 64, 64, change=change.share if change else 1.0, cut=False, cold=not state.warm)
+
+    def set_fidelity(self, state: DenseState, scale: float) -> None:
+        raise OptionError(f"{state} is exact at any {scale}")
 
     def encode(self, plans: Sequence[Plan]) -> Generator[None, None, NDArray[np.float32]]:
         for _ in range(2):
