@@ -1,0 +1,101 @@
+"""What a token-gated ViT remembers of one camera: the inputs that its rows were last computed from, and their outputs.
+
+Three gates a block, before QKV, projection and feed-forward, as in Eventful Transformers (https://arxiv.org/abs/2308.13494,
+its token-wise part). Each compares its input with the one it last *let through*, so that what is not computed now is not
+forgotten: it stays in the difference until it is.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from encoders_core.models.vit import VitConfig
+
+Gate = Literal["qkv", "proj", "mlp"]
+GATES: Final[tuple[Gate, ...]] = ("qkv", "proj", "mlp")
+
+
+@dataclass(slots=True)
+class GateMemory:
+    """One gate: `reference` (N, D) is the input of each row when it was last computed, `output` (N, D to 3 D) its result."""
+
+    reference: Tensor
+    output: Tensor
+
+
+@dataclass(slots=True)
+class AttentionWatch:
+    """Which rows of a block's attention have to be looked at, told from how they moved before.
+
+    `moved` adds up the change of keys and values that the block lets through. Of each row, (N,): `seen` is `moved` when
+    it was last computed, `drift` how far it then was from its reference, `slope` how much it moves for each unit of
+    `moved`; infinite where nothing is known, so that it is looked at.
+    """
+
+    moved: float
+    seen: Tensor
+    drift: Tensor
+    slope: Tensor
+
+    @classmethod
+    def of(cls, rows: int) -> "AttentionWatch":
+        """Nothing known of any row."""
+        return cls(0.0, torch.zeros(rows), torch.zeros(rows), torch.full((rows,), torch.inf))
+
+
+@dataclass(slots=True)
+class BlockMemory:
+    """The three gates of one block, and what is known of its attention."""
+
+    qkv: GateMemory
+    proj: GateMemory
+    mlp: GateMemory
+    watch: AttentionWatch
+
+
+class TokenCache:
+    """The state of one camera; it takes `memory_bytes(config)` when warm, and does not grow."""
+
+    def __init__(self) -> None:
+        self.blocks: list[BlockMemory] = []
+        """Empty before the first frame and after a reset."""
+        self.importance: Tensor | None = None
+        """(depth, 3, N): how far a change of one row at one gate moves the features; None before it has been measured."""
+        self.limits: Tensor | None = None
+        """(depth, 3, N): how long a change of a row may be before its gate lets it through; from `importance`."""
+        self.next_refresh = 0
+        """The row that is next in the rolling refresh."""
+
+    @property
+    def warm(self) -> bool:
+        """Whether there is something to start from."""
+        return bool(self.blocks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return sum(tensor.nbytes for tensor in self._tensors())
+
+    def reset(self) -> None:
+        """Forget what was computed. The importance of places stays: a camera's places do."""
+        self.blocks, self.next_refresh = [], 0
+
+    def _tensors(self) -> list[Tensor]:
+        gates = [gate for block in self.blocks for gate in (block.qkv, block.proj, block.mlp)]
+        watches = [part for block in self.blocks for part in (block.watch.seen, block.watch.drift, block.watch.slope)]
+        places = [part for part in (self.importance, self.limits) if part is not None]
+        return [*(part for gate in gates for part in (gate.reference, gate.output)), *watches, *places]
+
+
+def memory_bytes(config: VitConfig) -> int:
+    """Bytes that a camera's cache takes: 8 N D float32 a block and 9 N besides; the last of a class-token model less.
+
+    That block computes its class token alone: 3 N D for keys and values, and 4 rows.
+    """
+    rows, dim = config.prefix + config.grid_hw[0] * config.grid_hw[1], config.embed_dim
+    numbers = config.depth * rows * (8 * dim + 9)
+    if config.pool == "cls":
+        numbers -= 5 * rows * dim - 4 * dim
+    return torch.float32.itemsize * numbers
