@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from encoders_core.models.packed_linear import weights_state
 from encoders_core.models.vit import VisionTransformer
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ class OpenVinoTransformer(VisionTransformer):
         return not plain and x.dtype == torch.float32 and x.device.type == "cpu" and tuple(x.shape[1:]) == shape
 
     def _fingerprint(self) -> str:
-        versions = [(tensor.data_ptr(), tensor._version) for tensor in self.parameters()]  # noqa: SLF001  torch's counter of changes in place has no other name
-        return f"{versions} {self.config!r}"
+        return f"{weights_state(self.parameters())} {self.config!r}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_network", "_of")}

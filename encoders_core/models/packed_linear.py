@@ -5,6 +5,7 @@ against the plain layer before it is used. torch sends float32 products to MKL, 
 Intel's; oneDNN uses AVX-512 and bfloat16 wherever they are.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, Final, Self
 
@@ -68,7 +69,7 @@ class PackedLinear(nn.Linear):
     def _packed(self, rows: int) -> tuple[Tensor, Tensor | None]:
         """Weight as oneDNN wants it, and bias; made anew when they have changed."""
         parts = (self.weight,) if self.bias is None else (self.weight, self.bias)
-        state = tuple((part.data_ptr(), part._version) for part in parts)  # noqa: SLF001  torch's counter of changes in place has no other name
+        state = weights_state(parts)
         if self.__dict__.get("_of") != state:
             weight = self.weight.detach().to(self.compute).contiguous()
             laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, rows)  # noqa: SLF001  see the module
@@ -79,6 +80,11 @@ class PackedLinear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_layout", "_of")}
+
+
+def weights_state(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Another value whenever one of these was replaced or changed in place (made under inference mode: replaced)."""
+    return tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors)  # noqa: SLF001  torch's counter of changes has no other name
 
 
 @lru_cache
