@@ -5,6 +5,9 @@ from typing import Any
 
 _EXPORTS = {
     "ClassNameBridge": "encoders_core.search.bridge",
+    "DataSet": "encoders_core.benchmarking.datasets",
+    "BenchmarkResults": "encoders_core.benchmarking.results",
+    "EncoderBenchmark": "encoders_core.benchmark",
     "EncoderError": "encoders_core.errors",
     "EncoderWithFallback": "encoders_core.fallback",
     "EncodingResult": "encoders_core.results",

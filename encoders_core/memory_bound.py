@@ -112,7 +112,7 @@ class _Planner:
         """What `encode` gives for `size` items. Raises MemoryBoundError when the process is or gets above the limit."""
         self.check("this process without any further chunk")
         self._floor = min(self._floor, _resident())
-        with _Peak() as peak:
+        with PeakMemory() as peak:
             part = encode()
         if peak.bytes > self._limit:
             raise MemoryBoundError(_told("encoding a chunk", peak.bytes, self._limit))
@@ -155,7 +155,7 @@ def _told(what: str, took: int, limit: int) -> str:
     return f"{what} took {took / 1e9:.3f} GB, more than max_memory_gb={limit / 1e9:.3f}"
 
 
-class _Peak:
+class PeakMemory:
     """The highest resident memory inside: the kernel's own mark where it rose, else what a thread saw every millisecond.
 
     On a busy machine the thread sees too little: `at_most` allows for that, but not beyond the mark that did not rise.

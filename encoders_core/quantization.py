@@ -6,6 +6,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from encoders_core.models.packed_linear import weights_state
+
 
 class Int8Linear(nn.Linear):
     """nn.Linear that computes in int8 where no gradients are wanted: (..., D) float32 -> (..., D') float32.
@@ -38,7 +40,7 @@ class Int8Linear(nn.Linear):
     def _packed(self) -> Any:
         """The weights as FBGEMM wants them, made anew when they or the bias have changed."""
         parts = (self.weight,) if self.bias is None else (self.weight, self.bias)
-        state = tuple((part.data_ptr(), part._version) for part in parts)  # noqa: SLF001  torch's counter of changes in place has no other name
+        state = weights_state(parts)
         if self.__dict__.get("_of") != state:
             weight = self.weight.detach()
             scales = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).double()

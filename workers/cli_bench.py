@@ -35,3 +35,17 @@ def pipeline(
         else:
             logs, urls = {}, dict.fromkeys(names, source)
         run_pipeline_bench(urls, seconds=seconds, budget_ms=budget_ms, logs=logs, as_json=as_json)
+
+
+@app.command()
+def encoders(
+    *,
+    model: Annotated[list[str] | None, typer.Option(help="Only these; can be given again.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure each model.")] = 20.0,
+    threads: Annotated[int, typer.Option(min=1, max=64, help="Threads of each contender.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, last, for programs.")] = False,
+) -> None:
+    """ViT-Ti/S/B-16, CLIP's ViT-B/32 and EfficientNet-Lite0: ours, transformers, ONNX Runtime and OpenVINO by turns."""
+    from workers.bench_encoders import run_bench_encoders
+
+    run_bench_encoders(model, seconds=seconds, threads=threads, as_json=as_json)

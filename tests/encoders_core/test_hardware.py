@@ -1,6 +1,7 @@
 """Hardware: what is applied is measured, what cannot be is said, and the encoder one started from stays as it was."""
 
 import copy
+import importlib.util
 from collections.abc import Generator
 from typing import Any
 
@@ -11,8 +12,11 @@ from torch import nn
 from encoders_core import hardware
 from encoders_core.errors import OptionError
 from encoders_core.hardware import Comparison, compare, optimize_for_device, optimize_for_hardware, sample_input
+from encoders_core.models.packed_linear import PackedLinear, packing_obstacle
+from encoders_core.models.vit import VisionTransformer, VitConfig
 from encoders_core.multimodal_combiner import MultimodalCombiner
 from encoders_core.optimization import NotAppliedError, OptimizationReport
+from encoders_core.packing import pack_linears
 from encoders_core.quantization import Int8Linear
 from encoders_core.text_encoder import TextEncoder
 from encoders_core.video_encoder import VideoEncoder
@@ -88,6 +92,59 @@ def test_int8_is_left_when_it_is_slower_or_wrong(
     assert not any(isinstance(module, Int8Linear) for module in optimized.modules())
     assert "not worth it here" in report_of(optimized).not_applied["quantization"]
     assert report_of(optimized).speedup is None
+
+
+def test_packed_encoders_equal_plain_ones() -> None:
+    if packing_obstacle() is not None:
+        pytest.skip(str(packing_obstacle()))
+    swiglu = VisionTransformer(VitConfig(img_size=(32, 32), embed_dim=32, num_heads=4, depth=2, swiglu=True))
+    quick = VisionTransformer(VitConfig(img_size=(32, 32), embed_dim=32, num_heads=4, depth=2, act="quick_gelu"))
+    x = torch.randn(3, 3, 32, 32)
+    for model, inputs in [*((one, sample_input(one)) for one in everyone()), (swiglu.eval(), x), (quick.eval(), x)]:
+        packed = copy.deepcopy(model)
+        assert pack_linears(packed) > 0
+        assert packed.state_dict().keys() == model.state_dict().keys()
+        with torch.no_grad():
+            torch.testing.assert_close(packed(inputs), model(inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_of_several_kernels_the_fastest_stays(encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([Comparison(1.3, 1.0), Comparison(2.0, 0.995)])
+    monkeypatch.setattr(hardware, "compare", lambda *_: next(found))
+    optimized = encoder.optimize_for_device({"packing": "float32", "quantization": "int8"})
+    report = report_of(optimized)
+    assert report.applied.keys() == {"quantization"}
+    assert report.not_applied["packing"].endswith("quantization is faster still")
+    assert (report.speedup, report.fidelity) == (2.6, 0.995)
+    assert isinstance(optimized.model.layers[0].mlp.fc1, Int8Linear)
+    measured(monkeypatch, 1.3)
+    packed = encoder.optimize_for_device({"packing": "bfloat16"})
+    layer = packed.model.layers[0].mlp.fc1
+    assert isinstance(layer, PackedLinear)
+    assert (layer.compute, layer.act) == (torch.bfloat16, "gelu")
+
+
+def test_openvino_computes_the_features_and_torch_the_rest(
+    encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(monkeypatch, 2.0)
+    optimized = encoder.optimize_for_device({"backend": "openvino"})
+    if importlib.util.find_spec("openvino") is None:
+        assert "pip install 'camvec[openvino]'" in report_of(optimized).not_applied["backend"]
+        return
+    x = torch.randn(3, 3, 32, 32)
+    got, expected = optimized.encode(x).features, encoder.encode(x).features
+    assert not torch.equal(got, expected)
+    assert torch.nn.functional.cosine_similarity(got, expected).min() > 0.999
+    again = optimized.optimize_for_device({"memory_layout": "contiguous"}).encode(x).features
+    assert torch.equal(again, got), "a copy runs through OpenVINO too"
+    assert torch.equal(optimized.model(x), encoder.model(x)), "with gradients it is torch's"
+    larger = torch.randn(1, 3, 48, 48)
+    assert torch.equal(optimized.encode(larger).features, encoder.encode(larger).features)
+    with torch.no_grad():
+        optimized.model.head.weight.neg_()
+    moved = optimized.encode(x).features
+    assert torch.nn.functional.cosine_similarity(moved, encoder.encode(x).features).min() > 0.999
 
 
 def test_cached_features_of_another_encoder_are_not_taken_over(

@@ -1,0 +1,77 @@
+"""A ViT's inference through OpenVINO, where it is installed; everything else about the encoder stays torch."""
+
+import copy
+import importlib.util
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from encoders_core.models.packed_linear import weights_state
+from encoders_core.models.vit import VisionTransformer
+
+if TYPE_CHECKING:
+    from encoders_core.encoder import Encoder
+
+
+class OpenVinoTransformer(VisionTransformer):
+    """(B, C, H, W) float32 at the model's own size -> (B, output_dim), any B, computed by OpenVINO.
+
+    With gradients, in training, under autocast, for other sizes or for tokens it is torch's forward. When weights change
+    or the model is reconfigured the network is compiled again. OpenVINO chooses the precision: bfloat16 where the
+    processor computes in it. It runs with torch's number of threads at the time it is compiled.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, output_dim)."""
+        if not self._suits(x):
+            return super().forward(x)
+        state = self._fingerprint()
+        if self.__dict__.get("_of") != state:
+            self.__dict__.update(_network=_compiled(self, x[:1].detach()), _of=state)
+        found = self.__dict__["_network"](x.detach().contiguous().numpy())
+        return torch.from_numpy(found[0].copy())
+
+    def _suits(self, x: Tensor) -> bool:
+        shape = (self.config.in_chans, *self.config.img_size)
+        plain = torch.is_grad_enabled() or self.training or torch.is_autocast_enabled("cpu") or not x.numel()
+        return not plain and x.dtype == torch.float32 and x.device.type == "cpu" and tuple(x.shape[1:]) == shape
+
+    def _fingerprint(self) -> str:
+        return f"{weights_state(self.parameters())} {self.config!r}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_network", "_of")}
+
+
+def openvino_obstacle(encoder: "Encoder") -> str | None:
+    """Why OpenVINO cannot run this encoder; None where it can."""
+    model = getattr(encoder, "model", None)
+    if not isinstance(model, VisionTransformer) or model.config.pool == "none":
+        return "only a VisionEncoder with one vector a picture runs through OpenVINO"
+    if encoder.device.type != "cpu" or encoder.dtype != torch.float32:
+        return "OpenVINO is for float32 encoders on the CPU"
+    if importlib.util.find_spec("openvino") is None:
+        return "openvino is not installed: pip install 'camvec[openvino]' (or: pip install openvino)"
+    return None
+
+
+def to_openvino(encoder: Any) -> int:
+    """Let OpenVINO compute the model's features, in place; how many blocks it takes over."""
+    encoder.model.__class__ = OpenVinoTransformer
+    return len(encoder.model.blocks)
+
+
+def _compiled(model: OpenVinoTransformer, example: Tensor) -> Any:
+    import openvino  # noqa: PLC0415  optional, and large
+
+    plain: Any = copy.copy(model)
+    plain.__class__ = VisionTransformer
+    plain.__dict__.pop("forward", None)  # what memory settings put around it
+    with warnings.catch_warnings():
+        # OpenVINO traces: torch warns that this is deprecated, and of checks of shapes, here fixed but for the batch.
+        warnings.simplefilter("ignore")
+        network = openvino.convert_model(plain, example_input=example, input=[-1, *example.shape[1:]])
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    return openvino.Core().compile_model(network, "CPU", settings)

@@ -1,0 +1,1 @@
+"""What EncoderBenchmark is made of: data sets, the metrics and their sources, results."""

@@ -1,0 +1,30 @@
+"""Put PackedLinear in the place of an encoder's linear layers, with the activation of a feed-forward inside."""
+
+import torch
+from torch import nn
+
+from encoders_core.models.layers import Mlp
+from encoders_core.models.packed_linear import PackedLinear
+
+
+def pack_linears(module: nn.Module, *, compute: torch.dtype = torch.float32) -> int:
+    """Replace every nn.Linear that is called as a layer, in place; how many. Weights stay shared with the old layers."""
+    count = 0
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and child.weight.dtype == torch.float32:
+                act = _fusible(parent) if name == "fc1" else None
+                setattr(parent, name, PackedLinear.of(child, act, compute))
+                if act is not None and isinstance(parent, Mlp):
+                    parent.act = nn.Identity()
+                count += 1
+    return count
+
+
+def _fusible(parent: nn.Module) -> str | None:
+    """What oneDNN calls the activation of this feed-forward, if it stands between the two layers and can be fused."""
+    if not isinstance(parent, Mlp):
+        return None
+    if type(parent.act) is nn.GELU:
+        return "gelu_tanh" if parent.act.approximate == "tanh" else "gelu"
+    return "relu" if type(parent.act) is nn.ReLU else None

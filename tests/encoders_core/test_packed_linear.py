@@ -1,0 +1,59 @@
+"""Packed linear layers: the same numbers as the plain ones, and no surprise when weights change or gradients flow."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from encoders_core.errors import OptionError
+from encoders_core.models.packed_linear import PackedLinear, packing_obstacle
+
+ACTIVATIONS: dict[str | None, Any] = {
+    None: lambda x: x,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+pytestmark = pytest.mark.skipif(packing_obstacle() is not None, reason=str(packing_obstacle()))
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(1, 64), (197, 64), (2, 3, 64), (64,), (0, 64)])
+def test_packed_equals_plain(act: str | None, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    linear, x = nn.Linear(64, 48, bias=act != "relu"), torch.randn(shape)
+    with torch.no_grad():
+        torch.testing.assert_close(PackedLinear.of(linear, act)(x), ACTIVATIONS[act](linear(x)), atol=1e-5, rtol=1e-5)
+
+
+def test_packed_follows_its_weights_copies_and_lets_gradients_through() -> None:
+    linear, x = nn.Linear(64, 48), torch.randn(5, 64)
+    packed = PackedLinear.of(linear, "gelu")
+    assert packed.weight is linear.weight
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(packed(x), F.gelu(linear(x)), atol=1e-5, rtol=1e-5)
+            linear.weight.mul_(2).add_(0.1)
+        assert torch.equal(copy.deepcopy(packed)(x), packed(x))
+    packed(x).sum().backward()
+    assert linear.weight.grad is not None
+
+
+def test_packed_in_bfloat16_is_close_and_float_outside() -> None:
+    if packing_obstacle(torch.bfloat16) is not None:
+        pytest.skip(str(packing_obstacle(torch.bfloat16)))
+    torch.manual_seed(0)
+    linear, x = nn.Linear(256, 128), torch.randn(7, 256)
+    with torch.no_grad():
+        got, expected = PackedLinear.of(linear, compute=torch.bfloat16)(x), linear(x)
+    assert got.dtype == torch.float32
+    assert 0 < (got - expected).norm() / expected.norm() < 0.01
+
+
+def test_packed_refuses_what_it_cannot_fuse() -> None:
+    with pytest.raises(OptionError, match=r"expected an activation of .*gelu_tanh"):
+        PackedLinear.of(nn.Linear(2, 2), "silu")
