@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from encoders_core.errors import EncoderError
 from encoders_core.hardware_threads import configure_threads
-from encoders_core.realtime.realtime_encoder import Arrival, RealtimeJob
-from encoders_core.realtime.scheduler import Dropped, Held
+from encoders_core.realtime.jobs import Dropped, Held
+from encoders_core.realtime.realtime_job import Arrival, RealtimeJob
 from streaming.config import Config
 from streaming.frames import Frame
 from streaming.logs import get_logger
@@ -120,18 +120,19 @@ class EncodeWorker:
         return self._stop_at_ns is None or (worked and now_ns < self._stop_at_ns)
 
     def _work(self) -> bool:
-        """A block of the most urgent job: a cold one gives way to warm ones between its blocks."""
+        """A block of the most urgent job, else of an audit: cold passes and renewals give way to others between blocks."""
         if self._warm is None:
             job, late = self._encoder.next_job()
             for outcome in late:
                 self._settle(outcome)
-            if job is not None and job.cold:
+            if job is not None and job.gives_way:
                 self._cold = job
             else:
                 self._warm = job
         job = self._warm or self._cold
-        if job is None:
-            return False
+        stopping = self._stop_at_ns is not None
+        if job is None or not (stopping or self._encoder.may_step(job)):
+            return not stopping and self._encoder.audit_step(in_slack=True)
         started_ns = time.thread_time_ns()
         done = job.step()
         self._encode_cpu_ns += time.thread_time_ns() - started_ns
