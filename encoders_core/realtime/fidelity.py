@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 VARIANCE_FLOOR: Final = 0.01
 _MEMORY: Final = 512  # audits
 _FAULT_AUDITS: Final = 8
-_FAULT_TIMES: Final = 8.0
+_FAULT_TIMES: Final = 4.0
 _EARLY_AUDITS: Final = 12
 _AUDITS: Final = 48
 _SURE_Z: Final = 1.64  # one in twenty

@@ -6,6 +6,7 @@ One thread calls everything, but for `RealtimeJob.step`, which may run in anothe
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +57,8 @@ class RealtimeVideoEncoder:
     or None to encode every frame. `temporal`: adds the temporal head. `rungs`: sizes of the model, in pixels, largest
     first, to step down when the predicted cost misses the budget; without them only the model's own. `lossless`: `stream`
     encodes or holds every frame in order, and its source waits. `audit`: measures how far vectors are from those of full
-    passes, in slack time, and steers the gates to `target_fvu` (None: that of the gate). `clock`: monotonic nanoseconds;
+    passes, in slack time, and steers the gates to `target_fvu` (None: that of the gate). `caching`: a model that can computes
+    only what changed within a picture; without it each pass is a full one. `clock`: monotonic nanoseconds;
     `cpu_clock`: those that the calling thread computed; a clock of one's own counts for both.
     """
 
@@ -71,6 +73,7 @@ class RealtimeVideoEncoder:
         lossless: bool = False,
         audit: AuditConfig | None = None,
         target_fvu: float | None = None,
+        caching: bool = True,
         clock: Callable[[], int] = time.monotonic_ns,
         cpu_clock: Callable[[], int] | None = None,
     ) -> None:
@@ -78,7 +81,9 @@ class RealtimeVideoEncoder:
         self.cpu_clock = cpu_clock or (time.thread_time_ns if clock is time.monotonic_ns else clock)
         self.budget_ms = budget_ms
         self._gate = _gate_config(gate)
-        self._auditor = _auditor(frame_encoder, audit, self._gate, target_fvu)
+        target_fvu = target_fvu if target_fvu is not None else (self._gate or GateConfig()).target_fvu
+        self._row_scale = math.sqrt(target_fvu / QUALITY_TARGETS["balanced"]) if caching else None
+        self._auditor = Auditor(audit, frame_encoder, target_fvu) if audit else None
         self._block_ns = 0
         self._stepper = TemporalStepper(TemporalHead(frame_encoder.descriptor.dim, temporal)) if temporal else None
         self._sessions: dict[str, Session] = {}
@@ -229,7 +234,7 @@ class RealtimeVideoEncoder:
             cold=decision.reason in ("cold", "cut") or (wish is not None and wish.cold),
             lossless=lossless,
             background=decision.early and not lossless,
-            whole=session.exact or decision.reason == "max_hold",
+            whole=session.whole or decision.reason == "max_hold",
             rows=None if wish is None else wish.rows,
         )
         self._settle(outcomes)
@@ -318,7 +323,7 @@ class RealtimeVideoEncoder:
         return self.scheduler.slack_ns(self.clock(), came=came) > self._block_ns
 
     def _new_session(self, camera: str) -> Session:
-        session = Session(self.frame_encoder, self._gate, self._stepper)
+        session = Session(self.frame_encoder, self._gate, self._stepper, row_scale=self._row_scale)
         if self._auditor:
             self._auditor.steer(camera, session)
         return session
@@ -391,16 +396,6 @@ class _Inbox:
     def __init__(self) -> None:
         self.changed = asyncio.Event()
         self.held: Held[Arrival] | None = None
-
-
-def _auditor(
-    frame_encoder: FrameEncoder, config: AuditConfig | None, gate: GateConfig | None, target_fvu: float | None
-) -> Auditor | None:
-    if config is None:
-        return None
-    if target_fvu is None:
-        target_fvu = gate.target_fvu if gate else GateConfig.target_fvu
-    return Auditor(config, frame_encoder, target_fvu)
 
 
 def _run(job: RealtimeJob) -> None:

@@ -31,9 +31,19 @@ class Output:
 
 
 class Session:
-    """From a camera's first frame, or its last reset, to the next: gate, encoder state, temporal state, last output."""
+    """From a camera's first frame, or its last reset, to the next: gate, encoder state, temporal state, last output.
 
-    def __init__(self, encoder: FrameEncoder, gate: GateConfig | None, temporal: TemporalStepper | None) -> None:
+    `row_scale`: of the thresholds within a model of several buckets; None: each of its passes is a full one.
+    """
+
+    def __init__(
+        self,
+        encoder: FrameEncoder,
+        gate: GateConfig | None,
+        temporal: TemporalStepper | None,
+        *,
+        row_scale: float | None = 1.0,
+    ) -> None:
         self._encoder = encoder
         self._state: Any = encoder.new_state()
         self._gate = FrameGate(gate, encoder.calibration) if gate else None
@@ -43,6 +53,8 @@ class Session:
         """Of the frames that were held while another was encoded: its vector will stand for them."""
         self._begun = self._encoding = False
         self._exact = False
+        self._row_scale = row_scale
+        self.steer(1.0, exact=False)
         self.output: Output | None = None
         self.at_ns = 0
         """Stream time of the last frame."""
@@ -68,13 +80,13 @@ class Session:
         self._exact = exact
         if self._gate:
             self._gate.scale = scale
-        if self._row_gated:
-            self._encoder.set_fidelity(self._state, scale)
+        if self._row_gated and self._row_scale is not None:
+            self._encoder.set_fidelity(self._state, scale * self._row_scale)
 
     @property
-    def exact(self) -> bool:
-        """Whether the gates are off."""
-        return self._exact
+    def whole(self) -> bool:
+        """Whether each pass has to be a full one."""
+        return self._exact or self._row_scale is None
 
     def decide(self, frame: NDArray[np.uint8], at_ns: int, *, slack: bool = False) -> Decision:
         """Encode or hold this frame; `slack`: there is time to renew what has been held for long."""
@@ -85,7 +97,7 @@ class Session:
 
     def wish(self, frame: NDArray[np.uint8], decision: Decision) -> Plan | None:
         """What encoding `frame` would do now; None when that needs no asking, or cannot be told while another is encoded."""
-        if not self._row_gated or self._exact or self._encoding or not decision.encode:
+        if not self._row_gated or self.whole or self._encoding or not decision.encode:
             return None
         return self._encoder.plan(self._state, frame, decision.change)
 
@@ -98,10 +110,11 @@ class Session:
         self.rung = self._own_rung if level is None else level.rung
         if self.rung != self._own_rung:
             frame = shrink_frame(frame, self.rung)
-        if self._exact:
+        fresh = self._row_gated and self.whole
+        if fresh:
             self._state = self._encoder.new_state()
         plan = self._encoder.plan(self._state, frame, decision.change)
-        if self._exact:
+        if fresh:
             plan.cold = cold or decision.reason == "cut"
         elif decision.reason == "max_hold":
             plan.refresh = True
