@@ -25,7 +25,15 @@ from streaming.transport import (
 from streaming.wire import Tail
 from workers.camera_records import CameraRecords
 from workers.control import Assignment, CommandReader, Status, StatusWriter, Stop
-from workers.encoding import build_encoder, describe, describe_temporal, frame_spec_of, over_budget, temporal_config
+from workers.encoding import (
+    build_encoder,
+    describe,
+    describe_temporal,
+    fidelity_record,
+    frame_spec_of,
+    over_budget,
+    temporal_config,
+)
 from workers.endpoints import shared_context
 from workers.health import Health
 from workers.keys import server_keys
@@ -70,6 +78,8 @@ class EncodeWorker:
         self._beats = 0
         self._done = 0
         self._encode_cpu_ns = 0
+        self._broken: set[str] = set()
+        """Cameras whose gates the audits have switched off."""
 
     def run(self) -> None:
         """Until the supervisor says stop or is gone; what is in hand is finished first."""
@@ -266,6 +276,7 @@ class EncodeWorker:
         for outcome in self._encoder.remove_camera(camera):
             self._settle(outcome)
         self._cameras.pop(camera).flush(end=True)
+        self._broken.discard(camera)
 
     # ---- once a second
 
@@ -275,6 +286,7 @@ class EncodeWorker:
         for records in self._cameras.values():
             records.flush()
         self._status.send(Status("alive", progress=self._done))
+        self._tell_fidelity(every=False)
         if self._beats % STATS_EVERY == 1:
             for model in self._models:
                 self._sender.send(model)
@@ -285,7 +297,25 @@ class EncodeWorker:
             }
             for camera, found in self._encoder.statistics().items():
                 self._health.counters[f"estimated_fvu_ppm.{camera}"] = round(found.estimated_fvu * 1e6)
+                self._health.counters[f"capped.{camera}"] = found.counts.capped
+            self._tell_fidelity(every=True)
             self._sender.send(self._health.snapshot())
+
+    def _tell_fidelity(self, *, every: bool) -> None:
+        """How good the vectors are, of every camera or of those whose gates have been switched off."""
+        for camera, found in self._encoder.statistics().items():
+            if found.fidelity is None:
+                continue
+            broken = found.fidelity.gates == "off" and camera not in self._broken
+            if broken:
+                self._broken.add(camera)
+                _log.error(
+                    "vectors are far from full passes: every frame gets one from now on",
+                    camera=camera,
+                    fvu=found.fidelity.fvu,
+                )
+            if every or broken:
+                self._sender.send(fidelity_record(camera, found.fidelity))
 
 
 def run_encode(assignment: Assignment, config: Config, commands: CommandReader, status: StatusWriter) -> None:

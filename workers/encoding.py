@@ -11,6 +11,7 @@ import numpy as np
 
 from encoders_core.config import QUALITY_TARGETS, AuditConfig, GateConfig, TemporalConfig
 from encoders_core.preprocessing import InputSpec
+from encoders_core.realtime.fidelity import Fidelity
 from encoders_core.realtime.frame_encoder import (
     EncoderDescriptor,
     FrameEncoder,
@@ -21,7 +22,7 @@ from encoders_core.realtime.frame_encoder import (
 from encoders_core.realtime.realtime_encoder import RealtimeVideoEncoder
 from streaming.config import Config
 from streaming.frames import FrameSpec
-from streaming.records import ModelDescriptor
+from streaming.records import FidelityRecord, ModelDescriptor
 
 T = TypeVar("T")
 _PROFILE_PASSES = 7
@@ -104,6 +105,20 @@ def describe(descriptor: EncoderDescriptor, *, full_ms: float) -> ModelDescripto
         std=descriptor.input.std,
         pooling=descriptor.pooling,
         full_pass_ms=round(full_ms, 2),
+    )
+
+
+def fidelity_record(camera: str, found: Fidelity) -> FidelityRecord:
+    """What subscribers are told of a camera's vectors."""
+    return FidelityRecord(
+        camera=camera,
+        fvu=found.fvu,
+        fvu_upper=found.fvu_upper,
+        cos_p5=found.cos_p5,
+        audited=found.audited,
+        coverage=found.coverage,
+        scale=found.scale,
+        gates=found.gates,
     )
 
 
