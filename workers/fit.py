@@ -42,7 +42,8 @@ class Trial:
     p50_ms: float | None
     p99_ms: float | None
     lost: float
-    """Share of the frames that were dropped."""
+    """Share of the frames that were dropped, and how many for which cause."""
+    dropped: dict[str, int]
     encoded: float
     """Share of the frames that were encoded; the others were held or dropped."""
     fvu: float | None
@@ -104,7 +105,8 @@ class Bench:
         frames = max(1, grown("captured"))
         spans = [span for tally in measured.tallies.values() for span in tally.spans_us]
         p50, _, p99 = percentiles_ms(spans) if spans else (None, None, None)
-        lost = grown(*(cause for cause in DROP_CAUSES if cause not in {"worker_lost", "stopped"})) / frames
+        causes = {cause: grown(cause) for cause in DROP_CAUSES if cause not in {"worker_lost", "stopped"}}
+        lost = sum(causes.values()) / frames
         audited = sum(found["audited"] for found in audits.values())
         fvu = sum(found["audited"] * (found["fvu"] or 0.0) for found in audits.values()) / max(1, audited)
         known = fvu if audited >= ENOUGH_AUDITS else None
@@ -114,21 +116,25 @@ class Bench:
             p50_ms=p50,
             p99_ms=p99,
             lost=round(lost, 4),
+            dropped={cause: count for cause, count in causes.items() if count},
             encoded=round(grown("encoded") / frames, 4),
             fvu=None if known is None else round(known, 5),
             audited=audited,
             cpu_percent=round(measured.cpu_percent, 1),
-            fault=self._fault(p99, lost, known, frames),
+            fault=self._fault(p99, causes, known, frames),
         )
 
-    def _fault(self, p99_ms: float | None, lost: float, fvu: float | None, frames: int) -> str | None:
+    def _fault(self, p99_ms: float | None, causes: dict[str, int], fvu: float | None, frames: int) -> str | None:
         budget_ms, target = self.base.encoder.budget_ms, target_fvu_of(self.base)
         if frames == 1 or p99_ms is None:
             return "no vectors came: look at the source with `camvec probe`"
         if p99_ms > budget_ms:
             return f"p99 {p99_ms:.0f} ms is over the budget of {budget_ms:g} ms"
+        lost = sum(causes.values()) / frames
         if lost > MAX_LOST:
-            return f"{100 * lost:.0f} % of the frames were dropped"
+            return (
+                f"{100 * lost:.0f} % of the frames were dropped, most of them as {max(causes, key=lambda c: causes[c])}"
+            )
         if fvu is not None and fvu > target:
             return f"FVU {fvu:.3f} is over the target of {target:g}"
         return None

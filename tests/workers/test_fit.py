@@ -13,7 +13,7 @@ BASE = load_text("cameras: {x: a.mp4}\nencoder: {budget_ms: 70, quality_level: f
 
 
 def trial(count: int, fault: str | None = None) -> Trial:
-    return Trial(count, 10.0 * count, 20.0, 50.0, 0.0, 0.5, 0.01, 30, 40.0, fault)
+    return Trial(count, 10.0 * count, 20.0, 50.0, 0.0, {}, 0.5, 0.01, 30, 40.0, fault)
 
 
 @pytest.mark.parametrize("bears", range(18))
