@@ -105,7 +105,9 @@ class Bench:
         frames = max(1, grown("captured"))
         spans = [span for tally in measured.tallies.values() for span in tally.spans_us]
         p50, _, p99 = percentiles_ms(spans) if spans else (None, None, None)
-        causes = {cause: grown(cause) for cause in DROP_CAUSES if cause not in {"worker_lost", "stopped"}}
+        causes: dict[str, int] = {
+            cause: grown(cause) for cause in DROP_CAUSES if cause not in {"worker_lost", "stopped"}
+        }
         lost = sum(causes.values()) / frames
         audited = sum(found["audited"] for found in audits.values())
         fvu = sum(found["audited"] * (found["fvu"] or 0.0) for found in audits.values()) / max(1, audited)
