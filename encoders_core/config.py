@@ -39,6 +39,25 @@ class GateConfig:
 
 
 @dataclass(frozen=True)
+class AuditConfig:
+    """How many frames are encoded once more, in full and in slack time, to measure the vectors that stood for them.
+
+    `share` of all frames, drawn by a generator that starts at `seed`; at most `max_frames`, of `max_mb` together, wait.
+    """
+
+    share: float = 0.01
+    seed: int = 0
+    max_frames: int = 64
+    max_mb: float = 16.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise OptionError(f"share: expected a number above 0 and up to 1, got {self.share}")
+        if self.max_frames < 1 or self.max_mb <= 0:
+            raise OptionError(f"max_frames, max_mb: expected positive numbers, got {self.max_frames}, {self.max_mb}")
+
+
+@dataclass(frozen=True)
 class TemporalConfig:
     """The temporal head: `depth` causal layers of `width` over the last `window` frames each.
 

@@ -97,6 +97,8 @@ class CameraState(msgspec.Struct, kw_only=True):
     clock: str | None = None
     repaired_pts: int = 0
     reconnects: int = 0
+    fidelity: dict[str, float | int | str | None] | None = None
+    """How far the vectors are from full passes, as audited: docs/mqtt.md; None without audits."""
 
 
 class Model(msgspec.Struct, kw_only=True):

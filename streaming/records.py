@@ -129,4 +129,23 @@ class WorkerStats(msgspec.Struct, tag="worker"):
     counters: dict[str, int] = {}
 
 
-Record = FeatureRecord | HeldRecord | StateRecord | ModelDescriptor | WorkerStats
+class FidelityRecord(msgspec.Struct, tag="fidelity", frozen=True):
+    """How far a camera's vectors are from those of full passes of every frame, as audits measured it."""
+
+    camera: str
+    fvu: float | None
+    """Fraction of variance unexplained; None, as the next two: nothing has been audited yet."""
+    fvu_upper: float | None
+    """Above the true one in four of five cases."""
+    cos_p5: float | None
+    """Cosine to the full pass that 95 % of the audited frames exceed."""
+    audited: int
+    coverage: float
+    """Audited over drawn, 0 to 1."""
+    scale: float
+    """Of the thresholds: 1 as configured, smaller is more exact."""
+    gates: Literal["on", "off"]
+    """Off: the vectors were far from what they should be; every frame gets a full pass."""
+
+
+Record = FeatureRecord | HeldRecord | StateRecord | ModelDescriptor | WorkerStats | FidelityRecord

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from streaming.errors import WireError
 from streaming.frames import DROP_CAUSES, CaptureTime, ClockSource, Frame, FrameSpec, Since
-from streaming.records import FeatureRecord, HeldRecord, ModelDescriptor, Record, StateRecord, WorkerStats
+from streaming.records import (
+    FeatureRecord,
+    FidelityRecord,
+    HeldRecord,
+    ModelDescriptor,
+    Record,
+    StateRecord,
+    WorkerStats,
+)
 
 WIRE_VERSION: Final = 1
 PREFIX: Final = b"cv" + bytes([WIRE_VERSION])
@@ -251,6 +259,11 @@ def _check(message: Message) -> None:
             spans = [value for span in message.percentiles_ms.values() for value in span]
             used = (message.pid, message.cpu_percent, message.rss_mb)
             _check_numbers(message, *used, *spans, *message.counters.values())
+        case FidelityRecord():
+            _check_camera(message.camera)
+            cosine = 1.0 + (message.cos_p5 or 0.0)
+            errors = (message.fvu or 0.0, message.fvu_upper or 0.0, cosine)
+            _check_numbers(message, *errors, message.audited, message.coverage, message.scale)
         case ModelDescriptor():
             _check_spec(message.frame_spec)
             _check_numbers(message, message.dim, message.full_pass_ms)

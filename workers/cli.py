@@ -113,6 +113,24 @@ def encode(
     run_encode_files(paths, output=output, model=model, every=every, batch=batch)
 
 
+@app.command()
+def fit(
+    sources: Annotated[list[str], typer.Argument(help="URL or file of the camera; of several, copies in turn.")],
+    *,
+    config: Annotated[
+        str | None,
+        typer.Option(help="Configuration whose model, encoder and defaults to try; its cameras do not count."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=2.0, help="How long each trial is measured.")] = 15.0,
+    most: Annotated[int, typer.Option(min=1, max=64, help="Try no more cameras than this.")] = 16,
+    as_json: Json = False,
+) -> None:
+    """How many cameras like this one the machine bears within budget and fidelity; prints the configuration."""
+    from workers.fit import run_fit
+
+    run_fit(sources, config=config, seconds=seconds, most=most, as_json=as_json)
+
+
 def main() -> None:
     """Run a command; every failure is one sentence on stderr and an exit code."""
     try:

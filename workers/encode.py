@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from encoders_core.errors import EncoderError
 from encoders_core.hardware_threads import configure_threads
-from encoders_core.realtime.realtime_encoder import Arrival, RealtimeJob
-from encoders_core.realtime.scheduler import Dropped, Held
+from encoders_core.realtime.jobs import Dropped, Held
+from encoders_core.realtime.realtime_job import Arrival, RealtimeJob
 from streaming.config import Config
 from streaming.frames import Frame
 from streaming.logs import get_logger
@@ -25,7 +25,15 @@ from streaming.transport import (
 from streaming.wire import Tail
 from workers.camera_records import CameraRecords
 from workers.control import Assignment, CommandReader, Status, StatusWriter, Stop
-from workers.encoding import build_encoder, describe, describe_temporal, frame_spec_of, over_budget, temporal_config
+from workers.encoding import (
+    build_encoder,
+    describe,
+    describe_temporal,
+    fidelity_record,
+    frame_spec_of,
+    over_budget,
+    temporal_config,
+)
 from workers.endpoints import shared_context
 from workers.health import Health
 from workers.keys import server_keys
@@ -70,6 +78,8 @@ class EncodeWorker:
         self._beats = 0
         self._done = 0
         self._encode_cpu_ns = 0
+        self._broken: set[str] = set()
+        """Cameras whose gates the audits have switched off."""
 
     def run(self) -> None:
         """Until the supervisor says stop or is gone; what is in hand is finished first."""
@@ -120,18 +130,19 @@ class EncodeWorker:
         return self._stop_at_ns is None or (worked and now_ns < self._stop_at_ns)
 
     def _work(self) -> bool:
-        """A block of the most urgent job: a cold one gives way to warm ones between its blocks."""
+        """A block of the most urgent job, else of an audit: cold passes and renewals give way to others between blocks."""
         if self._warm is None:
             job, late = self._encoder.next_job()
             for outcome in late:
                 self._settle(outcome)
-            if job is not None and job.cold:
+            if job is not None and job.gives_way:
                 self._cold = job
             else:
                 self._warm = job
         job = self._warm or self._cold
-        if job is None:
-            return False
+        stopping = self._stop_at_ns is not None
+        if job is None or not (stopping or self._encoder.may_step(job)):
+            return not stopping and self._encoder.audit_step(in_slack=True)
         started_ns = time.thread_time_ns()
         done = job.step()
         self._encode_cpu_ns += time.thread_time_ns() - started_ns
@@ -265,6 +276,7 @@ class EncodeWorker:
         for outcome in self._encoder.remove_camera(camera):
             self._settle(outcome)
         self._cameras.pop(camera).flush(end=True)
+        self._broken.discard(camera)
 
     # ---- once a second
 
@@ -274,6 +286,7 @@ class EncodeWorker:
         for records in self._cameras.values():
             records.flush()
         self._status.send(Status("alive", progress=self._done))
+        self._tell_fidelity(every=False)
         if self._beats % STATS_EVERY == 1:
             for model in self._models:
                 self._sender.send(model)
@@ -284,7 +297,25 @@ class EncodeWorker:
             }
             for camera, found in self._encoder.statistics().items():
                 self._health.counters[f"estimated_fvu_ppm.{camera}"] = round(found.estimated_fvu * 1e6)
+                self._health.counters[f"capped.{camera}"] = found.counts.capped
+            self._tell_fidelity(every=True)
             self._sender.send(self._health.snapshot())
+
+    def _tell_fidelity(self, *, every: bool) -> None:
+        """How good the vectors are, of every camera or of those whose gates have been switched off."""
+        for camera, found in self._encoder.statistics().items():
+            if found.fidelity is None:
+                continue
+            broken = found.fidelity.gates == "off" and camera not in self._broken
+            if broken:
+                self._broken.add(camera)
+                _log.error(
+                    "vectors are far from full passes: every frame gets one from now on",
+                    camera=camera,
+                    fvu=found.fidelity.fvu,
+                )
+            if every or broken:
+                self._sender.send(fidelity_record(camera, found.fidelity))
 
 
 def run_encode(assignment: Assignment, config: Config, commands: CommandReader, status: StatusWriter) -> None:

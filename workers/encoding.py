@@ -9,13 +9,20 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from encoders_core.config import QUALITY_TARGETS, GateConfig, TemporalConfig
+from encoders_core.config import QUALITY_TARGETS, AuditConfig, GateConfig, TemporalConfig
 from encoders_core.preprocessing import InputSpec
-from encoders_core.realtime.frame_encoder import EncoderDescriptor, FrameEncoder, dense_steps, load_frame_encoder
+from encoders_core.realtime.fidelity import Fidelity
+from encoders_core.realtime.frame_encoder import (
+    EncoderDescriptor,
+    FrameEncoder,
+    dense_steps,
+    load_frame_encoder,
+    sizes_px,
+)
 from encoders_core.realtime.realtime_encoder import RealtimeVideoEncoder
 from streaming.config import Config
 from streaming.frames import FrameSpec
-from streaming.records import ModelDescriptor
+from streaming.records import FidelityRecord, ModelDescriptor
 
 T = TypeVar("T")
 _PROFILE_PASSES = 7
@@ -59,13 +66,24 @@ def over_budget(full_ms: float, budget_ms: float) -> str | None:
 
 def build_encoder(config: Config) -> RealtimeVideoEncoder:
     """The realtime encoder of a configuration, without cameras. Raises EncoderError when the model cannot be had."""
-    gate = GateConfig(target_fvu=QUALITY_TARGETS[config.encoder.quality_level], max_hold_s=config.encoder.max_hold_s)
+    settings = config.encoder
+    target_fvu = target_fvu_of(config)
+    frame_encoder = load_frame_encoder(config.model.name, weights=config.model.weights, fit=config.model.fit)
     return RealtimeVideoEncoder(
-        load_frame_encoder(config.model.name, weights=config.model.weights, fit=config.model.fit),
-        budget_ms=config.encoder.budget_ms,
-        gate=gate if config.encoder.gate else None,
+        frame_encoder,
+        budget_ms=settings.budget_ms,
+        gate=GateConfig(target_fvu=target_fvu, max_hold_s=settings.max_hold_s) if settings.gate else None,
         temporal=temporal_config(config),
+        rungs=sizes_px(frame_encoder) if settings.adaptive_resolution else None,
+        audit=AuditConfig(share=settings.fidelity.audit) if settings.fidelity.audit else None,
+        target_fvu=target_fvu,
     )
+
+
+def target_fvu_of(config: Config) -> float:
+    """The unexplained variance that may be spent: the number, or that of the level."""
+    fvu = config.encoder.fidelity.fvu
+    return QUALITY_TARGETS[config.encoder.quality_level] if fvu is None else fvu
 
 
 def temporal_config(config: Config) -> TemporalConfig | None:
@@ -87,6 +105,20 @@ def describe(descriptor: EncoderDescriptor, *, full_ms: float) -> ModelDescripto
         std=descriptor.input.std,
         pooling=descriptor.pooling,
         full_pass_ms=round(full_ms, 2),
+    )
+
+
+def fidelity_record(camera: str, found: Fidelity) -> FidelityRecord:
+    """What subscribers are told of a camera's vectors."""
+    return FidelityRecord(
+        camera=camera,
+        fvu=found.fvu,
+        fvu_upper=found.fvu_upper,
+        cos_p5=found.cos_p5,
+        audited=found.audited,
+        coverage=found.coverage,
+        scale=found.scale,
+        gates=found.gates,
     )
 
 

@@ -12,7 +12,7 @@ from streaming.events import EventSettings
 from streaming.frames import DROP_CAUSES
 from streaming.logs import get_logger
 from streaming.mqtt.publisher import CameraStatistics, Publisher
-from streaming.records import FeatureRecord, HeldRecord, ModelDescriptor, StateRecord, WorkerStats
+from streaming.records import FeatureRecord, FidelityRecord, HeldRecord, ModelDescriptor, StateRecord, WorkerStats
 from streaming.transport import RecordReceiver
 from streaming.wire import Tail, ToPublisher
 from workers.control import Assignment, CommandReader, Status, StatusWriter, Stop, read_orders
@@ -123,7 +123,7 @@ class PublishWorker:
     def _take(self, record: ToPublisher) -> None:
         self._records += 1
         publisher = self._publisher
-        if isinstance(record, FeatureRecord | HeldRecord | Tail | StateRecord):
+        if isinstance(record, FeatureRecord | HeldRecord | Tail | StateRecord | FidelityRecord):
             self._adopt(record.camera)
         match record:
             case FeatureRecord():
@@ -136,6 +136,8 @@ class PublishWorker:
                 publisher.publish_state(record)
             case ModelDescriptor():
                 publisher.set_model(record)
+            case FidelityRecord():
+                publisher.publish_fidelity(record)
             case WorkerStats():
                 self._workers[record.worker] = record
 

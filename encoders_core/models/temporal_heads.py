@@ -5,6 +5,8 @@ output sees the frame features as they were trained. `causal` heads let a frame 
 frame (`step`), equal to the batch computation. Distances are counted in frames of the clip as it was sampled.
 """
 
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from encoders_core.errors import InputError, OptionError
 from encoders_core.models.layers import init_weights
 from encoders_core.models.positions import sincos_1d
+from encoders_core.models.rings import Ring
 from encoders_core.models.temporal_layers import AttentionLayers, ConvLayers, RecurrentLayers
 
 TemporalKind = Literal["transformer", "lstm", "gru", "conv3d"]
@@ -58,16 +61,23 @@ class SequenceConfig:
 
 @dataclass(slots=True)
 class SequenceState:
-    """What a causal head remembers of B streams in step."""
+    """What a causal head remembers of B streams in step. After the first step its size stays."""
 
     index: int = 0
+    """Position of the next frame."""
+    steps: int = 0
     """Frames seen."""
     body: list[Any] = field(default_factory=list)
     attention: list[Any] = field(default_factory=list)
 
     def reset(self) -> None:
         """Forget everything: as a state just made."""
-        self.index, self.body, self.attention = 0, [], []
+        self.index, self.steps, self.body, self.attention = 0, 0, [], []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensors in it take."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in _tensors([self.body, self.attention]))
 
 
 class SequenceHead(nn.Module):
@@ -111,12 +121,16 @@ class SequenceHead(nn.Module):
         mask: Tensor | None = None,
         maps: Tensor | None = None,
         attention: list[Tensor] | None = None,
+        index: Tensor | None = None,
     ) -> Tensor:
         """(B, T, D) features, (B, T) True where a frame is one, maps (B, T, h, w, C) for conv3d -> (B, T, D).
 
-        A list in `attention` receives the weights of each attention layer, (B, heads, T, T).
+        A list in `attention` receives the weights of each attention layer, (B, heads, T, T). `index`: (T,) the position of
+        each frame, where some between them were skipped.
         """
-        x = self.body(self._start(features, maps, 0), mask, attention)
+        if index is None:
+            index = torch.arange(features.shape[1], device=features.device)
+        x = self.body(self._start(features, maps, index), mask, attention)
         if self.attention is not None:
             x = self.attention(x, mask, attention)
         corrected: Tensor = features + self.correct(self.norm_out(x))
@@ -131,18 +145,51 @@ class SequenceHead(nn.Module):
             raise OptionError("attention frame by frame needs a max_temporal_distance, or its memory would never end")
         return SequenceState()
 
+    @property
+    def receptive_field(self) -> int | None:
+        """How many frames, the present one included, can change an output of a causal head; None: all before it."""
+        reach, layers = self.config.max_distance, self.config.depth if self.config.kind == "transformer" else 1
+        if reach is None and not (isinstance(self.body, ConvLayers) and self.attention is None):
+            return None
+        body = sum(self.body.gaps) if isinstance(self.body, ConvLayers) else layers * (reach or 0)
+        return body + 1 + (reach or 0) * (self.attention is not None)
+
+    def is_warm(self, state: SequenceState) -> bool:
+        """Whether the next output sees as many frames as it can; before that it goes by fewer. Never without a limit."""
+        return self.receptive_field is not None and state.steps + 1 >= self.receptive_field
+
     @torch.no_grad()
-    def step(self, state: SequenceState, features: Tensor, maps: Tensor | None = None) -> Tensor:
-        """(B, D), the next frame of each stream, and its maps (B, h, w, C) for conv3d -> (B, D); advances `state`."""
-        x = self._start(features[:, None], None if maps is None else maps[:, None], state.index)
+    def step(
+        self,
+        state: SequenceState,
+        features: Tensor,
+        maps: Tensor | None = None,
+        *,
+        update: bool = True,
+        gap: int = 1,
+    ) -> Tensor:
+        """(B, D), the next frame of each stream, and its maps (B, h, w, C) for conv3d -> (B, D); advances `state`.
+
+        With `update=False` the output is the same and the state stays as it was, to the bit (it is copied for this).
+        `gap`: how many frames after the last this one is, where some were skipped; positions tell the model, as `index`
+        of `forward` does. Raises InputError for a gap below 1, or one above in a head without positions.
+        """
+        if gap < 1 or (gap > 1 and self.config.position == "none"):
+            raise InputError(f"gap: expected 1, or more in a head with positions, got {gap}")
+        if not update:
+            state = copy.deepcopy(state)
+        if state.steps:
+            state.index += gap - 1
+        x = self._start(features[:, None], None if maps is None else maps[:, None], torch.tensor([state.index]))
         x = self.body.step(state.body, x)
         if self.attention is not None:
             x = self.attention.step(state.attention, x)
         state.index += 1
+        state.steps += 1
         corrected: Tensor = features + self.correct(self.norm_out(x[:, 0]))
         return corrected
 
-    def _start(self, features: Tensor, maps: Tensor | None, first: int) -> Tensor:
+    def _start(self, features: Tensor, maps: Tensor | None, index: Tensor) -> Tensor:
         """What the body works on, positions added: (B, T, width), or for conv3d (B, T, h, w, width)."""
         if features.ndim != 3 or features.shape[-1] != self.dim:
             raise InputError(f"expected frame features (B, T, {self.dim}), got {tuple(features.shape)}")
@@ -155,22 +202,30 @@ class SequenceHead(nn.Module):
         elif self.config.kind == "conv3d":
             source = features[:, :, None, None]
         x: Tensor = self.embed(self.norm_in(source))
-        positions = self._positions(first, x)
+        positions = self._positions(index, x)
         if positions is None:
             return x
         return x + positions.view(1, -1, *(1,) * (x.ndim - 3), positions.shape[-1])
 
-    def _positions(self, first: int, like: Tensor) -> Tensor | None:
-        """(T, width) for the frames from `first` on."""
-        length = like.shape[1]
+    def _positions(self, index: Tensor, like: Tensor) -> Tensor | None:
+        """(T,) -> (T, width)."""
         if self.config.position == "none":
             return None
         if self.pos_embed is None:
-            index = torch.arange(first, first + length, device=like.device)
-            return sincos_1d(index, self.config.width).to(like)
-        if first + length > self.config.max_frames:
+            return sincos_1d(index.to(like.device), self.config.width).to(like)
+        frames = int(index[-1]) + 1
+        if frames > self.config.max_frames:
             raise InputError(
-                f"positional_encoding 'learnable' holds {self.config.max_frames} frames, got {first + length}; "
-                "'sinusoidal' has no end"
+                f"positional_encoding 'learnable' holds {self.config.max_frames} frames, got {frames}; 'sinusoidal' has no end"
             )
-        return self.pos_embed[0, first : first + length]
+        return self.pos_embed[0, index]
+
+
+def _tensors(memory: Any) -> Iterator[Tensor]:
+    if isinstance(memory, Tensor):
+        yield memory
+    elif isinstance(memory, Ring):
+        yield memory.buffer
+    elif isinstance(memory, list | tuple):
+        for part in memory:
+            yield from _tensors(part)

@@ -1,7 +1,8 @@
 """What the temporal heads are made of: banded attention, recurrences, convolutions over time and space.
 
 Each runs over whole clips with a mask of the frames that count (`forward`), and, where it looks back only, frame by frame
-(`step`, which keeps what it needs in a list that starts empty). Both give the same numbers.
+(`step`, which keeps what it needs in a list that starts empty, and after the first frame neither grows nor is copied). Both
+give the same numbers.
 """
 
 from typing import Any, Literal, cast
@@ -11,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812  the field's own name for it
 from torch import Tensor, nn
 
 from encoders_core.models.layers import Block
+from encoders_core.models.rings import Ring
 
 
 class AttentionLayers(nn.Module):
@@ -31,14 +33,17 @@ class AttentionLayers(nn.Module):
         return x
 
     def step(self, memory: list[Any], x: Tensor) -> Tensor:
-        """(B, 1, D) -> (B, 1, D). Remembers the last frames of each layer's input."""
-        blocks = list(self.blocks)
-        if not memory:
-            memory.extend([x[:, :0]] * len(blocks))
-        keep = 0 if self.reach is None else self.reach + 1
-        for index, block in enumerate(blocks):
-            memory[index] = torch.cat((memory[index], x), dim=1)[:, -keep:]
-            x = block(x, context=memory[index])
+        """(B, 1, D) -> (B, 1, D). Remembers keys and values of each layer, of as many frames as it reaches back over."""
+        if self.reach is None:
+            raise AssertionError("attention without a reach has no end to its memory")
+        for index, block in enumerate(cast("list[Block]", list(self.blocks))):
+            query, key, value = block.attn.heads(block.norm1(x))
+            if len(memory) <= index:
+                memory.append(tuple(Ring.like(part[:, :, 0], self.reach + 1) for part in (key, value)))
+            keys, values = (ring.push(part[:, :, 0]) for ring, part in zip(memory[index], (key, value), strict=True))
+            attended = F.scaled_dot_product_attention(query, keys, values)
+            x = x + block.ls1(block.attn.proj(attended.transpose(1, 2).flatten(2)))
+            x = x + block.ls2(block.mlp(block.norm2(x)))
         return x
 
     def _allowed(self, length: int, mask: Tensor | None, device: torch.device) -> Tensor:
@@ -82,15 +87,21 @@ class RecurrentLayers(nn.Module):
         return x + _take(out, order.argsort(dim=1))
 
     def step(self, memory: list[Any], x: Tensor) -> Tensor:
-        """(B, 1, D) -> (B, 1, D). Remembers the hidden state, or with a `reach` the inputs within it."""
-        if self.reach is None:
-            out, state = self.ahead(x, memory[0] if memory else None)
-            memory[:] = [state]
-        else:
-            window = torch.cat((memory[0], x), dim=1)[:, -(self.reach + 1) :] if memory else x
-            memory[:] = [window]
-            out = self.ahead(window)[0][:, -1:]
-        return x + cast("Tensor", out)
+        """(B, 1, D) -> (B, 1, D). Remembers the hidden state; with a `reach`, that of a recurrence for each frame within it.
+
+        These take their steps together, as one batch: each frame begins one, and the oldest is the one that counts.
+        """
+        begun = 1 if self.reach is None else self.reach + 1
+        if not memory:
+            memory[:] = [0, None]
+        seen, state = memory
+        if state is not None and begun > 1:
+            for part in state if isinstance(state, tuple) else (state,):
+                part[:, seen % begun :: begun] = 0
+        out, state = self.ahead(x.repeat_interleave(begun, dim=0), state)
+        memory[:] = [seen + 1, state]
+        oldest = 0 if seen < begun else (seen + 1) % begun
+        return x + cast("Tensor", out)[oldest::begun]
 
     def _run(self, layer: nn.Module, x: Tensor) -> Tensor:
         length = x.shape[1]
@@ -133,11 +144,16 @@ class ConvLayers(nn.Module):
     def step(self, memory: list[Any], x: Tensor) -> Tensor:
         """(B, 1, h, w, D) -> (B, 1, D). Remembers as many frames of each layer as its gap is long."""
         if not memory:
+            memory.append(0)
             memory.extend(x.new_zeros(x.shape[0], gap, *x.shape[2:]) for gap in self.gaps)
-        for index, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
-            window = torch.cat((memory[index], norm(x)), dim=1)
-            memory[index] = window[:, 1:]
-            x = x + _convolve(conv, window)
+        seen = memory[0]
+        for past, norm, conv, gap in zip(memory[1:], self.norms, self.convs, self.gaps, strict=True):
+            y, place = norm(x), seen % gap
+            pair = torch.cat((past[:, place : place + 1], y), dim=1).permute(0, 4, 1, 2, 3)
+            past[:, place] = y[:, 0]
+            out = F.conv3d(pair, cast("Tensor", conv.weight), cast("Tensor", conv.bias), padding=(0, 1, 1))
+            x = x + F.gelu(out).permute(0, 2, 3, 4, 1)
+        memory[0] = seen + 1
         return x.mean(dim=(2, 3))
 
 

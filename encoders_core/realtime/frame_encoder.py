@@ -198,6 +198,17 @@ def dense_steps(encoder: FrameEncoder, frame: NDArray[np.uint8]) -> Generator[No
     return encoder.encode([encoder.plan(encoder.new_state(), frame)])
 
 
+def sizes_px(encoder: FrameEncoder) -> tuple[int, ...]:
+    """The picture sizes that an encoder takes, its own first. Raises OptionError when there is no other one."""
+    own = encoder.descriptor.input.size_hw[0]
+    sizes = encoder.sizes_px if isinstance(encoder, ScalableFrameEncoder) else (own,)
+    if len(sizes) < 2:
+        raise OptionError(
+            f"adaptive_resolution needs a model of several sizes; {encoder.descriptor.name!r} takes {own} px alone"
+        )
+    return sizes
+
+
 def fingerprint(
     weights: Mapping[str, torch.Tensor], spec: InputSpec, *, pooling: str, head: str, variant: str
 ) -> str:  # fmt: skip

@@ -28,6 +28,7 @@ _VARIANCE_FLOOR: Final = 0.01  # of the model's variance: an idle camera is not 
 _START_VARIANCE: Final = 0.05
 _START_FRAMES: Final = 50
 _VARIANCE_FRAMES: Final = 20_000  # memory of mean and variance, frames
+_RENEW_SHARE: Final = 0.75  # of max_hold_s: from then on a held picture is renewed when there is time
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Decision:
     predicted_error: float
     reduced: Reduced | None = field(default=None, repr=False, compare=False)
     """The frame as the gate compares it."""
+    early: bool = False
+    """Encoded before it has to be, because there is time: holding it would do as well."""
 
     @property
     def encode(self) -> bool:
@@ -69,6 +72,8 @@ class FrameGate:
 
     def __init__(self, config: GateConfig, calibration: GateCalibration) -> None:
         self.config = config
+        self.scale = 1.0
+        """Of the error that may be spent, against `config`."""
         self._calibration = calibration
         self._floor = NoiseFloor()
         self._spread = _Spread(calibration.variance)
@@ -79,21 +84,28 @@ class FrameGate:
         self._features: NDArray[np.float32] | None = None
         self._pending: Decision | None = None
 
-    def decide(self, frame: NDArray[np.uint8], at_ns: int) -> Decision:
-        """(H, W, 3) uint8 of the time `at_ns` -> encode or hold. The reference stays as it is."""
+    def decide(self, frame: NDArray[np.uint8], at_ns: int, *, slack: bool = False) -> Decision:
+        """(H, W, 3) uint8 of the time `at_ns` -> encode or hold. The reference stays as it is.
+
+        `slack`: there is time for a pass that is not urgent. Pictures that have stood for three quarters of `max_hold_s` are
+        renewed then, so that those of several cameras do not come due at once.
+        """
         small = reduce_frame(frame)
         floor = self._floor.update(small)
         if self._reference is None or self._reference.shape != small.shape:
             return Decision("cold", _NOTHING, 1.0, small)
         change = measure(small, self._reference, floor)
-        budget = self.config.target_fvu * self._spread.variance
+        budget = self.config.target_fvu * self.scale * self._spread.variance
         wanted = self._budget.wants(change.score, budget)
         reason = self._reason(frame, change, at_ns, wanted=wanted)
         if reason == "held" and self.config.target_fvu > 0 and self._budget.audit_due():
             reason = "audit"
+        early = reason == "held" and slack and self._held_for(at_ns) >= _RENEW_SHARE
+        if early:
+            reason = "max_hold"
         if reason == "held" and self._features is not None:
             self._spread.update(self._features)
-        return Decision(reason, change, self._budget.predict(change.score), small)
+        return Decision(reason, change, self._budget.predict(change.score), small, early)
 
     def begin(self, frame: NDArray[np.uint8], at_ns: int, decision: Decision) -> None:
         """The encoding of `frame` starts: from here on frames are compared with it."""
@@ -127,7 +139,11 @@ class FrameGate:
             wanted = not identical(frame, self._reference_pixels)
         if wanted:
             return "change"
-        return "max_hold" if at_ns - self._reference_at_ns >= self.config.max_hold_s * 1e9 else "held"
+        return "max_hold" if self._held_for(at_ns) >= 1 else "held"
+
+    def _held_for(self, at_ns: int) -> float:
+        """How long the reference has stood, as a share of `max_hold_s`."""
+        return (at_ns - self._reference_at_ns) / (self.config.max_hold_s * 1e9)
 
 
 class _Spread:

@@ -6,9 +6,11 @@ One thread calls everything, but for `RealtimeJob.step`, which may run in anothe
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,118 +18,36 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encoders_core.config import QUALITY_TARGETS, GateConfig, Priority, QualityLevel, TemporalConfig
+from encoders_core.config import QUALITY_TARGETS, AuditConfig, GateConfig, Priority, QualityLevel, TemporalConfig
 from encoders_core.errors import EncoderError, InputError, OptionError
 from encoders_core.models.temporal import TemporalHead
-from encoders_core.realtime.frame_encoder import (
-    EncoderDescriptor,
-    FrameEncoder,
-    ScalableFrameEncoder,
-    dense_steps,
-    fingerprint,
-)
-from encoders_core.realtime.frame_gate import Decision
+from encoders_core.realtime.audit import Auditor
+from encoders_core.realtime.fidelity import Fidelity
+from encoders_core.realtime.frame_encoder import EncoderDescriptor, FrameEncoder, ScalableFrameEncoder, fingerprint
 from encoders_core.realtime.intake import Frames, as_frame, as_frames
+from encoders_core.realtime.jobs import CameraCounts, Dropped, Held, Outcome
+from encoders_core.realtime.load import Level
+from encoders_core.realtime.profile import profile
+from encoders_core.realtime.realtime_job import Arrival, RealtimeJob, feature_of
 from encoders_core.realtime.results import StreamFeature, StreamFeatures, StreamQuality, stack
-from encoders_core.realtime.scheduler import CameraCounts, Dropped, FrameScheduler, Held, Job, Outcome
-from encoders_core.realtime.session import Output, Session
+from encoders_core.realtime.scheduler import FrameScheduler
+from encoders_core.realtime.session import Session
 from encoders_core.realtime.temporal import TemporalStepper
 
 _NOMINAL_INTERVAL_US = 40_000
-
-
-@dataclass(slots=True)
-class Arrival:
-    """A frame that was offered, with what was handed over beside it."""
-
-    pixels: NDArray[np.uint8]
-    arrived_ns: int
-    at_ns: int
-    tag: Any
-    session: Session
-    decision: Decision
+_BLOCK_MEMORY = 0.99
 
 
 @dataclass(frozen=True, slots=True)
 class CameraStatistics:
-    """`counts` adds up at any moment; `estimated_fvu` is what holding frames has cost, as the audits suggest."""
+    """`counts` adds up at any moment; `estimated_fvu` is what holding frames has cost, as the gate's own samples suggest.
+
+    `fidelity` is measured: None without audits.
+    """
 
     counts: CameraCounts
     estimated_fvu: float
-
-
-class RealtimeJob:
-    """The encoding of one frame, in steps. Call `step` until it is True, then `result` once."""
-
-    def __init__(self, encoder: "RealtimeVideoEncoder", job: Job[Arrival]) -> None:
-        self._owner, self._job = encoder, job
-        arrival = job.frame
-        self.camera, self.tag = job.camera, arrival.tag
-        self._features: NDArray[np.float32] | None = None
-        self._error: Exception | None = None
-        self._spent_ns = 0
-        try:
-            self._plan = arrival.session.begin(arrival.pixels, arrival.at_ns, arrival.decision, job.rung)
-            self._steps = encoder.frame_encoder.encode([self._plan])
-        except Exception as error:  # noqa: BLE001  as in `step`
-            self._error = error
-
-    @property
-    def cold(self) -> bool:
-        """Whether it runs however late it is; between its steps warm jobs of other cameras should be let through."""
-        return self._job.cold
-
-    @property
-    def started_ns(self) -> int:
-        """When the scheduler let it start, in the encoder's clock."""
-        return self._job.started_ns
-
-    @property
-    def deadline_ns(self) -> int:
-        """When its budget ends."""
-        return self._job.deadline_ns
-
-    def step(self) -> bool:
-        """One block of the model. True when nothing is left to do. Never raises; an error comes out of `result`."""
-        if self._error is not None:
-            return True
-        started_ns = self._owner.clock()
-        try:
-            next(self._steps)
-        except StopIteration as done:
-            self._features = done.value[0]
-        except Exception as error:  # noqa: BLE001  whatever a model raises, the frame must be booked as failed
-            self._error = error
-        self._spent_ns += self._owner.clock() - started_ns
-        return self._features is not None or self._error is not None
-
-    def result(self) -> StreamFeature:
-        """The vector. Raises EncoderError when the model failed; the frame is then booked as `abandon` does."""
-        if self._error is not None:
-            self.abandon()
-            raise EncoderError(f"camera {self.camera!r}: encoding failed: {self._error}") from self._error
-        if self._features is None:
-            raise AssertionError("result() before step() returned True")
-        now_ns = self._owner.clock()
-        output = self._job.frame.session.complete(self._features)
-        self._owner.scheduler.finish(self._job, now_ns, cost_ns=self._spent_ns)
-        quality = StreamQuality(
-            reason=self._job.frame.decision.reason,
-            rung=self._job.rung,
-            tokens_updated=self._plan.rows,
-            tokens_total=self._plan.rows_total,
-            cold=self._plan.cold,
-            change=self._plan.change,
-            cut=self._plan.cut,
-            encode_us=self._spent_ns // 1000,
-            budget_met=now_ns <= self._job.deadline_ns,
-        )
-        return _feature(self.camera, output, quality, now_ns - self._job.arrived_ns, self.tag)
-
-    def abandon(self) -> None:
-        """Give the job up: its frame counts as failed, and its camera, whose memory may be half written, starts anew."""
-        self._owner.scheduler.finish(self._job, self._owner.clock(), failed=True)
-        self._owner.forget(self.camera, self._job.frame.session)
+    fidelity: Fidelity | None = None
 
 
 class RealtimeVideoEncoder:
@@ -136,7 +56,10 @@ class RealtimeVideoEncoder:
     `budget_ms`: from a frame's arrival to its vector, for cameras that name none. `gate`: a fidelity level, a GateConfig,
     or None to encode every frame. `temporal`: adds the temporal head. `rungs`: sizes of the model, in pixels, largest
     first, to step down when the predicted cost misses the budget; without them only the model's own. `lossless`: `stream`
-    encodes or holds every frame in order, and its source waits. `clock`: monotonic nanoseconds.
+    encodes or holds every frame in order, and its source waits. `audit`: measures how far vectors are from those of full
+    passes, in slack time, and steers the gates to `target_fvu` (None: that of the gate). `caching`: a model that can computes
+    only what changed within a picture; without it each pass is a full one. `clock`: monotonic nanoseconds;
+    `cpu_clock`: those that the calling thread computed; a clock of one's own counts for both.
     """
 
     def __init__(
@@ -148,15 +71,23 @@ class RealtimeVideoEncoder:
         temporal: TemporalConfig | None = None,
         rungs: Sequence[int] | None = None,
         lossless: bool = False,
+        audit: AuditConfig | None = None,
+        target_fvu: float | None = None,
+        caching: bool = True,
         clock: Callable[[], int] = time.monotonic_ns,
+        cpu_clock: Callable[[], int] | None = None,
     ) -> None:
         self.frame_encoder, self.clock = frame_encoder, clock
-        self.scheduler: FrameScheduler[Arrival] = FrameScheduler()
+        self.cpu_clock = cpu_clock or (time.thread_time_ns if clock is time.monotonic_ns else clock)
         self.budget_ms = budget_ms
         self._gate = _gate_config(gate)
+        target_fvu = target_fvu if target_fvu is not None else (self._gate or GateConfig()).target_fvu
+        self._row_scale = math.sqrt(target_fvu / QUALITY_TARGETS["balanced"]) if caching else None
+        self._auditor = Auditor(audit, frame_encoder, target_fvu) if audit else None
+        self._block_ns = 0
         self._stepper = TemporalStepper(TemporalHead(frame_encoder.descriptor.dim, temporal)) if temporal else None
         self._sessions: dict[str, Session] = {}
-        self._rungs = _rungs(frame_encoder, rungs)
+        self.scheduler: FrameScheduler[Arrival] = FrameScheduler(frame_encoder.buckets, _rungs(frame_encoder, rungs))
         self.lossless = lossless
 
     @property
@@ -181,18 +112,21 @@ class RealtimeVideoEncoder:
         self.scheduler.add_camera(
             camera, budget_ms=self.budget_ms if budget_ms is None else budget_ms, priority=priority
         )
-        self._sessions[camera] = self._new_session()
+        self._sessions[camera] = self._new_session(camera)
 
-    def remove_camera(self, camera: str) -> list[Dropped[Arrival]]:
+    def remove_camera(self, camera: str) -> list[Outcome[Arrival]]:
         """Forget `camera`; returns the frame that waited, if one did."""
         dropped = self.scheduler.remove_camera(camera)
-        del self._sessions[camera]
+        self._settle(dropped)
+        self._sessions.pop(camera).close()
+        if self._auditor:
+            self._auditor.forget(camera)
         return dropped
 
     def reset(self, camera: str) -> None:
         """Forget what was seen of `camera`: its next frame is cold."""
-        self._session(camera)
-        self._sessions[camera] = self._new_session()
+        self._session(camera).close()
+        self._sessions[camera] = self._new_session(camera)
 
     # Frames and vectors, in one call
 
@@ -222,6 +156,8 @@ class RealtimeVideoEncoder:
         finally:
             if not update_temporal_context:
                 self._sessions[camera] = session
+        while self.audit_step():
+            pass
         return stack(done, self.frame_encoder.descriptor.dim, temporal=self._stepper is not None)
 
     async def stream(
@@ -284,21 +220,24 @@ class RealtimeVideoEncoder:
         if reset:
             self.reset(camera)
         session = self._session(camera)
+        ticket = self._auditor.draw(camera, pixels) if self._auditor else None
         at_ns = arrived_ns if pts_us is None else pts_us * 1000
-        arrival = Arrival(pixels, arrived_ns, at_ns, tag, session, session.decide(pixels, at_ns))
-        held, cold = not arrival.decision.encode, arrival.decision.reason in ("cold", "cut")
+        decision = session.decide(pixels, at_ns, slack=self._has_slack(came=camera))
+        arrival = Arrival(pixels, arrived_ns, at_ns, tag, session, decision, ticket)
+        wish = session.wish(pixels, decision)
         outcomes = self.scheduler.offer(
             camera,
             arrival,
             arrived_ns,
             now_ns=self.clock(),
-            held=held,
-            cold=cold,
+            held=not decision.encode,
+            cold=decision.reason in ("cold", "cut") or (wish is not None and wish.cold),
             lossless=lossless,
-            rung=self.scheduler.fit_rung(camera, arrived_ns, self.clock(), self._rungs),
+            background=decision.early and not lossless,
+            whole=session.whole or decision.reason == "max_hold",
+            rows=None if wish is None else wish.rows,
         )
-        if held:
-            session.hold()
+        self._settle(outcomes)
         return outcomes
 
     def next_job(
@@ -306,29 +245,46 @@ class RealtimeVideoEncoder:
     ) -> tuple[RealtimeJob | None, list[Dropped[Arrival]]]:
         """The job to do now, if any (of `camera` alone, if named), and the frames given up because they would be late."""
         job, dropped = self.scheduler.next(self.clock() if now_ns is None else now_ns, camera=camera)
+        self._settle(dropped)
         return (RealtimeJob(self, job) if job else None), dropped
+
+    def may_step(self, job: RealtimeJob) -> bool:
+        """Whether `job` should go on now: one in the background only in slack time, or when its camera waits for it."""
+        return not job.background or self.scheduler.waits(job.camera) or self._has_slack()
+
+    def audit_step(self, *, in_slack: bool = False) -> bool:
+        """One block of an audit, if a frame waits for one; `in_slack`: and if nothing else is to do or expected meanwhile."""
+        if self._auditor is None or (in_slack and not self._has_slack()):
+            return False
+        started_ns = self.clock()
+        stepped = self._auditor.step()
+        if stepped:
+            self.block_took(self.clock() - started_ns)
+        return stepped
 
     def pace_us(self, camera: str) -> int:
         """How far apart frames of `camera` should come, so that what comes can be used; 0: no limit."""
         return self.scheduler.pace_us(camera)
 
     def warm_up(self, passes: int = 5) -> float:
-        """Median milliseconds of a full pass here, after one pass that does not count; the scheduler starts from it."""
-        frame = np.zeros((*self.frame_encoder.descriptor.input.size_hw, 3), np.uint8)
-        costs_ns = []
-        for _ in range(passes + 1):
-            started_ns = self.clock()
-            for _step in dense_steps(self.frame_encoder, frame):
-                pass
-            costs_ns.append(self.clock() - started_ns)
-        for cost_ns in costs_ns[1:]:
-            self.scheduler.measured(self._rungs[0], cost_ns)
-        return float(np.median(costs_ns[1:])) / 1e6
+        """Median milliseconds of a full pass here, after one that does not count; the scheduler starts from it.
+
+        Of a model that can do with fewer rows, each of its row caps is timed as well.
+        """
+        costs_ns = profile(self.frame_encoder, passes, clock=self.clock, cpu_clock=self.cpu_clock)
+        for row_cap, costs in costs_ns.items():
+            for cost_ns, cpu_ns in costs:
+                self.scheduler.measured(cost_ns, level=Level(self.scheduler.ladder.rungs[0], row_cap), cpu_ns=cpu_ns)
+        return float(np.median([cost_ns for cost_ns, _ in costs_ns[self.frame_encoder.buckets[-1]]])) / 1e6
 
     def statistics(self) -> dict[str, CameraStatistics]:
         """What became of each camera's frames."""
         return {
-            camera: CameraStatistics(self.scheduler.counts(camera), session.estimated_fvu)
+            camera: CameraStatistics(
+                self.scheduler.counts(camera),
+                session.estimated_fvu,
+                self._auditor.fidelity(camera) if self._auditor else None,
+            )
             for camera, session in self._sessions.items()
         }
 
@@ -337,8 +293,40 @@ class RealtimeVideoEncoder:
         if self._sessions.get(camera) is session:
             self.reset(camera)
 
-    def _new_session(self) -> Session:
-        return Session(self.frame_encoder, self._gate, self._stepper)
+    # What a job tells
+
+    def block_took(self, duration_ns: int) -> None:
+        """How long a block of the model took: slack time is worth using from there on."""
+        self._block_ns = max(duration_ns, round(_BLOCK_MEMORY * self._block_ns))
+
+    def stood(self, arrival: Arrival, features: NDArray[np.float32] | None) -> None:
+        """(D,) float32, un-normalised: what stands for a frame; None: nothing will."""
+        if self._auditor is None:
+            return
+        if features is None:
+            self._auditor.void(arrival.ticket)
+        else:
+            self._auditor.stood(arrival.ticket, features)
+
+    # Inside
+
+    def _settle(self, outcomes: Sequence[Outcome[Arrival]]) -> None:
+        for outcome in outcomes:
+            arrival = outcome.frame
+            if isinstance(outcome, Held):
+                arrival.session.hold(partial(self.stood, arrival) if arrival.ticket else None)
+            else:
+                self.stood(arrival, None)
+
+    def _has_slack(self, *, came: str | None = None) -> bool:
+        """Whether a block of background work is in nobody's way; `came`: a frame of this camera is being looked at."""
+        return self.scheduler.slack_ns(self.clock(), came=came) > self._block_ns
+
+    def _new_session(self, camera: str) -> Session:
+        session = Session(self.frame_encoder, self._gate, self._stepper, row_scale=self._row_scale)
+        if self._auditor:
+            self._auditor.steer(camera, session)
+        return session
 
     def _session(self, camera: str) -> Session:
         if camera not in self._sessions:
@@ -375,7 +363,7 @@ class RealtimeVideoEncoder:
             encode_us=0,
             budget_met=True,
         )
-        return _feature(outcome.camera, output, quality, latency_ns, arrival.tag)
+        return feature_of(outcome.camera, output, quality, latency_ns, arrival.tag)
 
     async def _stream_all(
         self, frames: AsyncIterable[torch.Tensor | NDArray[Any]], camera: str
@@ -454,14 +442,3 @@ def _timestamps(timestamps_us: Sequence[int] | None, count: int) -> Sequence[int
     if any(later <= earlier for earlier, later in pairwise(timestamps_us)):
         raise InputError(f"timestamps_us: expected increasing microseconds, got {list(timestamps_us)}")
     return timestamps_us
-
-
-def _feature(camera: str, output: Output, quality: StreamQuality, latency_ns: int, tag: Any) -> StreamFeature:
-    vector, norm = _unit(output.features)
-    temporal = None if output.temporal is None else _unit(output.temporal)[0]
-    return StreamFeature(camera, vector, norm, temporal, quality, latency_ns / 1e6, tag)
-
-
-def _unit(vector: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-    norm = float(np.linalg.norm(vector))
-    return (vector / np.float32(norm) if norm > 0 else vector), norm

@@ -1,6 +1,7 @@
 """What the realtime encoder remembers of one camera, and nothing of any other."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,12 @@ from encoders_core.realtime.change import Change
 from encoders_core.realtime.frame_encoder import FrameEncoder, Plan
 from encoders_core.realtime.frame_gate import Decision, FrameGate
 from encoders_core.realtime.intake import shrink_frame
+from encoders_core.realtime.load import Level
 from encoders_core.realtime.temporal import TemporalState, TemporalStepper
 
 _EVERY_FRAME = Change(score=0.0, share=1.0, cut=False, light=False)
+Stood = Callable[[NDArray[np.float32] | None], None]
+"""Told (D,) float32, the vector that stands for a frame, when that is known; None: there will be none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +31,30 @@ class Output:
 
 
 class Session:
-    """From a camera's first frame, or its last reset, to the next: gate, encoder state, temporal state, last output."""
+    """From a camera's first frame, or its last reset, to the next: gate, encoder state, temporal state, last output.
 
-    def __init__(self, encoder: FrameEncoder, gate: GateConfig | None, temporal: TemporalStepper | None) -> None:
+    `row_scale`: of the thresholds within a model of several buckets; None: each of its passes is a full one.
+    """
+
+    def __init__(
+        self,
+        encoder: FrameEncoder,
+        gate: GateConfig | None,
+        temporal: TemporalStepper | None,
+        *,
+        row_scale: float | None = 1.0,
+    ) -> None:
         self._encoder = encoder
         self._state: Any = encoder.new_state()
         self._gate = FrameGate(gate, encoder.calibration) if gate else None
         self._stepper = temporal
         self._temporal: TemporalState | None = temporal.new_state() if temporal else None
-        self._repeats = 0
+        self._pending: list[Stood | None] = []
+        """Of the frames that were held while another was encoded: its vector will stand for them."""
         self._begun = self._encoding = False
+        self._exact = False
+        self._row_scale = row_scale
+        self.steer(1.0, exact=False)
         self.output: Output | None = None
         self.at_ns = 0
         """Stream time of the last frame."""
@@ -57,22 +75,51 @@ class Session:
         """What holding frames has cost, as the gate's audits suggest; 0 without a gate."""
         return self._gate.estimated_fvu if self._gate else 0.0
 
-    def decide(self, frame: NDArray[np.uint8], at_ns: int) -> Decision:
-        """Encode or hold this frame."""
-        self.at_ns = at_ns
-        if self._gate is None:
-            return Decision("change" if self._begun else "cold", _EVERY_FRAME, 1.0)
-        return self._gate.decide(frame, at_ns)
+    def steer(self, scale: float, *, exact: bool) -> None:
+        """Scale the thresholds of all gates; `exact`: none of them counts any more, every frame gets a full pass."""
+        self._exact = exact
+        if self._gate:
+            self._gate.scale = scale
+        if self._row_gated and self._row_scale is not None:
+            self._encoder.set_fidelity(self._state, scale * self._row_scale)
 
-    def begin(self, frame: NDArray[np.uint8], at_ns: int, decision: Decision, rung: int | None = None) -> Plan:
-        """The encoding of `frame` starts, made smaller to `rung` pixels if that is named: what it will do."""
+    @property
+    def whole(self) -> bool:
+        """Whether each pass has to be a full one."""
+        return self._exact or self._row_scale is None
+
+    def decide(self, frame: NDArray[np.uint8], at_ns: int, *, slack: bool = False) -> Decision:
+        """Encode or hold this frame; `slack`: there is time to renew what has been held for long."""
+        self.at_ns = at_ns
+        if self._gate is None or self._exact:
+            return Decision("change" if self._begun else "cold", _EVERY_FRAME, 1.0)
+        return self._gate.decide(frame, at_ns, slack=slack)
+
+    def wish(self, frame: NDArray[np.uint8], decision: Decision) -> Plan | None:
+        """What encoding `frame` would do now; None when that needs no asking, or cannot be told while another is encoded."""
+        if not self._row_gated or self.whole or self._encoding or not decision.encode:
+            return None
+        return self._encoder.plan(self._state, frame, decision.change)
+
+    def begin(self, frame: NDArray[np.uint8], at_ns: int, decision: Decision, level: Level | None = None) -> Plan:
+        """The encoding of `frame` starts, at `level` if that is named: what it will do."""
         if self._gate:
             self._gate.begin(frame, at_ns, decision)
+        cold = not self._begun
         self._begun = self._encoding = True
-        self.rung = self._own_rung if rung is None else rung
+        self.rung = self._own_rung if level is None else level.rung
         if self.rung != self._own_rung:
             frame = shrink_frame(frame, self.rung)
+        fresh = self._row_gated and self.whole
+        if fresh:
+            self._state = self._encoder.new_state()
         plan = self._encoder.plan(self._state, frame, decision.change)
+        if fresh:
+            plan.cold = cold or decision.reason == "cut"
+        elif decision.reason == "max_hold":
+            plan.refresh = True
+        elif level is not None and not plan.cold and level.row_cap < plan.rows_total:
+            plan.row_cap = level.row_cap
         self.tokens_total = plan.rows_total
         return plan
 
@@ -82,25 +129,38 @@ class Session:
             self._gate.learn(features)
         self._encoding = False
         self.output = Output(features, self._step(features))
-        repeats, self._repeats = self._repeats, 0
-        for _ in range(repeats):
-            self._repeat()
-        return self.output
+        output, pending, self._pending = self.output, self._pending, []
+        for stood in pending:
+            self._repeat(stood)
+        return output
 
-    def hold(self) -> None:
-        """A frame was held: a step of the temporal head when held frames count as repeats.
+    def hold(self, stood: Stood | None = None) -> None:
+        """A frame was held: a step of the temporal head when held frames count as repeats; `stood` hears what stands for it.
 
-        While an encoding runs, the frame that is being encoded is what stands for it, so the step waits for that.
+        While an encoding runs, the frame that is being encoded is what stands for it, so both wait for that.
         """
-        if self._stepper is None or self._stepper.head.config.skipped == "hold":
-            return
         if self._encoding:
-            self._repeats += 1
+            self._pending.append(stood)
         else:
-            self._repeat()
+            self._repeat(stood)
 
-    def _repeat(self) -> None:
-        if self.output is not None:
+    def close(self) -> None:
+        """Nothing more will be encoded here."""
+        pending, self._pending = self._pending, []
+        for stood in pending:
+            if stood is not None:
+                stood(None)
+
+    @property
+    def _row_gated(self) -> bool:
+        return len(self._encoder.buckets) > 1
+
+    def _repeat(self, stood: Stood | None) -> None:
+        if self.output is None:
+            return
+        if stood is not None:
+            stood(self.output.features)
+        if self._stepper is not None and self._stepper.head.config.skipped == "repeat":
             self.output = Output(self.output.features, self._step(self.output.features))
 
     def _step(self, features: NDArray[np.float32]) -> NDArray[np.float32] | None:

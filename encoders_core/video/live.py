@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, get_args
 
-from encoders_core.config import QualityLevel, TemporalConfig
+from encoders_core.config import QUALITY_TARGETS, QualityLevel, TemporalConfig
 from encoders_core.errors import OptionError
 from encoders_core.options import Schema, check_options
-from encoders_core.realtime.frame_encoder import FrameEncoder, ScalableFrameEncoder, load_frame_encoder
+from encoders_core.realtime.frame_encoder import FrameEncoder, load_frame_encoder, sizes_px
 from encoders_core.realtime.realtime_encoder import RealtimeVideoEncoder
 
 REALTIME_OPTIONS: Final[Schema] = {
@@ -40,11 +40,12 @@ def create_realtime(
 
     `latency_optimization`. `max_latency_ms` (100): the budget from a frame's arrival to its vector. `frame_skipping`:
     "adaptive" gives up frames that would be late, newest wins, and lets `motion_based_sampling` hold; "none" encodes every
-    frame, in order, and the source waits. `temporal_caching` (True): a temporal head over the last `buffer_size` frames
-    (8), whose keys and values are kept, so that a step costs the same however long the window is.
+    frame, in order, and the source waits. `temporal_caching` (True): what was computed for earlier frames is used for the
+    next, in a temporal head over the last `buffer_size` frames (8), whose keys and values are kept, and, in a model that can,
+    for the parts of a picture that have not changed; False: no head, and a full pass of each frame.
 
     `quality_vs_speed`. `quality_level` ("balanced"): the error that held frames may add up to (FVU .005, .02, .05 for
-    high_quality, balanced, fast), and how many sizes down `adaptive_resolution` may go (1, 2, all). `adaptive_resolution`
+    high_quality, balanced, fast), together with what a model saves within a frame, and how many sizes down `adaptive_resolution` may go (1, 2, all). `adaptive_resolution`
     (False): smaller pictures while a pass is predicted to miss the budget; their vectors differ more from those of full
     pictures than held ones do, `quality.rung` of each result says which it was. `motion_based_sampling` (True with
     "adaptive"): frames without visible change are held, that is, the last vector stands for them.
@@ -65,6 +66,8 @@ def create_realtime(
         temporal=_temporal(buffer_size, cached=latency.get("temporal_caching", True)),
         rungs=_rungs(frame_encoder, level) if scaled else None,
         lossless=lossless,
+        target_fvu=QUALITY_TARGETS[level],
+        caching=latency.get("temporal_caching", True),
         clock=clock,
     )
 
@@ -97,11 +100,5 @@ def _temporal(buffer_size: int | None, *, cached: bool) -> TemporalConfig | None
 
 
 def _rungs(frame_encoder: FrameEncoder, level: QualityLevel) -> list[int]:
-    own = frame_encoder.descriptor.input.size_hw[0]
-    sizes = frame_encoder.sizes_px if isinstance(frame_encoder, ScalableFrameEncoder) else (own,)
-    if len(sizes) < 2:
-        raise OptionError(
-            f"adaptive_resolution needs a model of several sizes; {frame_encoder.descriptor.name!r} takes {own} px alone"
-        )
     steps = _STEPS_DOWN[level]
-    return list(sizes[: None if steps is None else steps + 1])
+    return list(sizes_px(frame_encoder)[: None if steps is None else steps + 1])

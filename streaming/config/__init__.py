@@ -9,6 +9,7 @@ from streaming.config.schema import editor_schema
 from streaming.config.stages import (
     CaptureConfig,
     EncoderConfig,
+    FidelityConfig,
     KeysConfig,
     LoggingConfig,
     ModelConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "Config",
     "EncoderConfig",
     "EventsConfig",
+    "FidelityConfig",
     "KeysConfig",
     "LoggingConfig",
     "ModelConfig",

@@ -41,6 +41,24 @@ class TemporalConfig(Section):
     layers: Whole = Field(default=2, ge=1, le=12, description="Attention layers.")
 
 
+class FidelityConfig(Section):
+    """How far vectors may be from those of full passes of every frame, and how that is watched."""
+
+    fvu: Number | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Unexplained variance that may be spent; the gates are steered to it. 0: none, no frame that differs is skipped.",
+        json_schema_extra=default_text("that of `quality_level`"),
+    )
+    audit: Number = Field(
+        default=0.01,
+        ge=0,
+        le=0.1,
+        description="Share of all frames that are encoded once more, in full and when there is time, to measure it; 0: none.",
+    )
+
+
 class EncoderConfig(Section):
     """How frames are encoded, and how much may be saved on the way."""
 
@@ -57,9 +75,16 @@ class EncoderConfig(Section):
         default="balanced",
         description="How far vectors may be from those of a full pass: unexplained variance .005, .02 or .05.",
     )
+    fidelity: FidelityConfig = Field(
+        default_factory=FidelityConfig, description="The same as a number, and how it is measured."
+    )
     gate: bool = Field(default=True, description="Skip frames that have not changed since the last encoded one.")
     max_hold_s: Number = Field(
         default=10.0, ge=0.1, le=3600, description="Encode at least this often although nothing changes, seconds."
+    )
+    adaptive_resolution: bool = Field(
+        default=False,
+        description="Take smaller pictures rather than none when a full one would be late; their vectors differ more.",
     )
 
 

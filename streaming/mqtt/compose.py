@@ -14,6 +14,7 @@ from streaming.frames import Since
 from streaming.message import FeatureMessage, Heartbeat, Ledger, MessageQuality
 from streaming.mqtt.lane import Lane, TailMark, Waiting
 from streaming.mqtt.settings import MqttSettings
+from streaming.mqtt.statistics import fidelity_figures
 from streaming.records import FeatureRecord, HeldRecord, ModelDescriptor
 from streaming.redaction import redact
 
@@ -174,6 +175,7 @@ class Composer:
             "dropped": account.dropped,
             "duplicates": account.duplicates,
             "restarts": account.restarts,
+            "fidelity": fidelity_figures(lane),
         }
         return to_json(body)
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from streaming.accounting import CameraAccount
 from streaming.frames import DropCause, Since
-from streaming.records import FeatureRecord, HeldRecord, StateRecord
+from streaming.records import FeatureRecord, FidelityRecord, HeldRecord, StateRecord
 
 MAX_LOSSLESS: Final = 1024
 """Features of a file that wait while the broker is slow or away; about 5 kB each."""
@@ -45,6 +45,7 @@ class Lane:
     account: CameraAccount = field(default_factory=CameraAccount)
     waiting: deque[Waiting] = field(default_factory=deque)
     state: StateRecord | None = None
+    fidelity: FidelityRecord | None = None
     model_id: str = ""
     model: str = ""
     seqs: dict[str, int] = field(default_factory=dict)

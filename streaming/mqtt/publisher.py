@@ -34,7 +34,7 @@ from streaming.mqtt.sender import Sender
 from streaming.mqtt.session import Session
 from streaming.mqtt.settings import MqttSettings
 from streaming.mqtt.statistics import CameraStatistics, PublisherStatistics, camera_statistics
-from streaming.records import FeatureRecord, HeldRecord, ModelDescriptor, StateRecord
+from streaming.records import FeatureRecord, FidelityRecord, HeldRecord, ModelDescriptor, StateRecord
 from streaming.topics import Topics, check_id
 
 log = logging.getLogger("camvec.mqtt")
@@ -130,6 +130,15 @@ class Publisher:
             self.announcer.state(lane)
             if record.state not in DELIVERING and record.camera in self._detectors:
                 self._queue_events(self._detectors[record.camera].lost())
+
+    def publish_fidelity(self, record: FidelityRecord) -> None:
+        """Publish how good the vectors of a camera are: at once if its gates were switched, else with the next round of states."""
+        lane = self._lane(record.camera)
+        if lane is None:
+            return
+        previous, lane.fidelity = lane.fidelity, record
+        if previous is not None and previous.gates != record.gates:
+            self.announcer.state(lane)
 
     def publish_event(self, event: Event) -> None:
         """Publish an event of another origin; QoS 1, kept for an hour while the broker is away. Raises ConfigError on ids."""

@@ -19,6 +19,8 @@ class CameraStatistics:
     duplicates: int
     restarts: int
     rejected: int
+    fidelity: dict[str, float | int | str | None] | None
+    """The figures of `FidelityRecord`; None when nothing is audited."""
 
 
 @dataclass(frozen=True)
@@ -54,4 +56,25 @@ def camera_statistics(lane: Lane) -> CameraStatistics:
         duplicates=account.duplicates,
         restarts=account.restarts,
         rejected=lane.rejected,
+        fidelity=fidelity_figures(lane),
     )
+
+
+def fidelity_figures(lane: Lane) -> dict[str, float | int | str | None] | None:
+    """What audits say of the vectors of a camera, as it is published."""
+    record = lane.fidelity
+    if record is None:
+        return None
+    return {
+        "fvu": _rounded(record.fvu),
+        "fvu_upper": _rounded(record.fvu_upper),
+        "cos_p5": _rounded(record.cos_p5),
+        "audited": record.audited,
+        "coverage": round(record.coverage, 3),
+        "scale": round(record.scale, 3),
+        "gates": record.gates,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

@@ -4,6 +4,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from streaming import message
 from streaming.frames import Since
 from streaming.message import FeatureMessage, Heartbeat
 from streaming.mqtt import MqttSettings, Publisher
-from streaming.records import Quality
+from streaming.records import FidelityRecord, Quality
 from tests.gear.mosquitto import mosquitto
 from tests.gear.mqtt import eventually, feature, held, listening, model, publishing, sending, state
 
@@ -143,6 +144,31 @@ async def test_the_temporal_vector_is_a_model_of_its_own(tmp_path: Path) -> None
         pytest.approx([0.6, 0.8], abs=1e-3),
     )
     assert (second.seq, second.frame_seq, second.since) == (1, 2, Since(held=1))
+
+
+async def test_fidelity_is_in_the_state_and_a_broken_gate_is_told_at_once(tmp_path: Path) -> None:
+    sound = FidelityRecord("front", 0.0123456789, 0.015, 0.998, 120, 0.9, 1.0, "on")
+    with mosquitto(tmp_path) as broker:
+        async with (
+            listening(broker.port, f"{FRONT}/state") as heard,
+            publishing(MqttSettings(port=broker.port)) as publisher,
+        ):
+            await eventually(lambda: publisher.statistics().connected)
+            publisher.set_cameras(["front"])
+            publisher.publish_fidelity(sound)
+            publisher.publish_fidelity(msgspec.structs.replace(sound, gates="off"))
+            await heard.until(lambda: b'"off"' in b"".join(heard.on("state")))
+            assert publisher.statistics().cameras["front"].fidelity is not None
+    told = json.loads(heard.on("state")[-1])["fidelity"]
+    assert told == {
+        "fvu": 0.012346,
+        "fvu_upper": 0.015,
+        "cos_p5": 0.998,
+        "audited": 120,
+        "coverage": 0.9,
+        "scale": 1.0,
+        "gates": "off",
+    }
 
 
 async def test_events_carry_their_attributes_and_end_when_the_camera_is_lost(tmp_path: Path) -> None:

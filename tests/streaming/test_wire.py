@@ -13,6 +13,7 @@ from streaming.frames import DROP_CAUSES, CaptureTime, ClockSource, Frame, Frame
 from streaming.records import (
     CameraStatus,
     FeatureRecord,
+    FidelityRecord,
     HeldRecord,
     ModelDescriptor,
     Quality,
@@ -98,6 +99,16 @@ helds = st.builds(
     captured_at_us=seqs,
     change=st.floats(0, 1),
 )
+fidelities = st.builds(
+    FidelityRecord,
+    camera=cameras,
+    fvu=st.none() | reals,
+    fvu_upper=st.none() | reals,
+    cos_p5=st.none() | st.floats(-1, 1),
+    audited=seqs,
+    coverage=st.floats(0, 1),
+    scale=st.floats(0, 2),
+)
 descriptors = st.builds(
     ModelDescriptor,
     model_id=words,
@@ -155,7 +166,7 @@ acks = st.builds(
 DECODERS = (wire.decode_to_encoder, wire.decode_to_capture, wire.decode_record)
 to_encoder = hellos | headers | tails | byes | states | stats
 to_capture = welcomes | acks
-to_publisher = features | helds | states | descriptors | stats | tails
+to_publisher = features | helds | states | descriptors | stats | tails | fidelities
 
 
 def header(**changes: Any) -> wire.FrameHeader:

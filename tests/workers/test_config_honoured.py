@@ -3,7 +3,18 @@
 from dataclasses import fields
 from pathlib import Path
 
-from streaming.config import ActivityConfig, Config, MqttConfig, SceneChangeConfig, SpoolConfig, load_text
+from encoders_core.config import GateConfig
+from streaming.config import (
+    ActivityConfig,
+    Config,
+    EncoderConfig,
+    FidelityConfig,
+    MqttConfig,
+    SceneChangeConfig,
+    SpoolConfig,
+    load_text,
+)
+from workers.encoding import build_encoder, target_fvu_of
 from workers.mqtt_settings import event_settings_of, mqtt_settings_of
 
 PLAIN = "cameras: {a: a.mp4}\nmqtt: {}\n"
@@ -57,3 +68,38 @@ def test_events_reach_the_detector() -> None:
     assert changed == {"scene_change", "activity", "start_change", "stop_change", "min_duration_s", "quiet_s"}
     assert ActivityConfig.model_fields.keys() == {"enabled", "threshold", "min_s", "quiet_s"}
     assert SceneChangeConfig.model_fields.keys() == {"enabled"}
+
+
+def test_encoder_section_reaches_the_encoder() -> None:
+    text = """
+cameras: {a: a.mp4}
+mqtt: {}
+encoder:
+  budget_ms: 70
+  fidelity: {fvu: 0.03, audit: 0.02}
+  max_hold_s: 5
+  adaptive_resolution: true
+"""
+    encoder, plain = build_encoder(load(text)), build_encoder(load(PLAIN))
+    assert (encoder.budget_ms, plain.budget_ms) == (70, 100)
+    assert (encoder._gate, plain._gate) == (
+        GateConfig(target_fvu=0.03, max_hold_s=5),
+        GateConfig(target_fvu=0.02, max_hold_s=10),
+    )
+    assert encoder._auditor is not None
+    assert plain._auditor is not None
+    assert (encoder._auditor.config.share, encoder._auditor.target_fvu) == (0.02, 0.03)
+    assert (plain._auditor.config.share, plain._auditor.target_fvu) == (0.01, 0.02)
+    assert (encoder.scheduler.ladder.rungs, plain.scheduler.ladder.rungs) == ((224, 192, 160, 128), (224,))
+    off = build_encoder(load(PLAIN + "encoder: {gate: false, quality_level: fast, fidelity: {audit: 0}}\n"))
+    assert (off._gate, off._auditor) == (None, None)
+    assert target_fvu_of(load(PLAIN + "encoder: {quality_level: fast}\n")) == 0.05
+    assert {"processes"} == EncoderConfig.model_fields.keys() - {
+        "budget_ms",
+        "quality_level",
+        "fidelity",
+        "gate",
+        "max_hold_s",
+        "adaptive_resolution",
+    }  # the supervisor's
+    assert FidelityConfig.model_fields.keys() == {"fvu", "audit"}

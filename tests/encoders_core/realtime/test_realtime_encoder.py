@@ -15,9 +15,10 @@ from encoders_core.preprocessing import InputSpec
 from encoders_core.realtime.change import Change
 from encoders_core.realtime.frame_encoder import DenseState, EncoderDescriptor, Plan, load_frame_encoder
 from encoders_core.realtime.frame_gate import GateCalibration
-from encoders_core.realtime.realtime_encoder import RealtimeJob, RealtimeVideoEncoder
+from encoders_core.realtime.jobs import Dropped, Held
+from encoders_core.realtime.realtime_encoder import RealtimeVideoEncoder
+from encoders_core.realtime.realtime_job import RealtimeJob
 from encoders_core.realtime.results import StreamFeature
-from encoders_core.realtime.scheduler import Dropped, Held
 
 SIZE = 64
 MS = 1_000_000
@@ -266,7 +267,7 @@ def test_a_frame_that_must_be_late_is_dropped_and_a_cold_one_is_not() -> None:
         job, _ = encoder.next_job()
         assert job is not None
         run(job)
-    encoder.scheduler.measured(SIZE, 50 * MS)
+    encoder.scheduler.measured(50 * MS)
     moved = scene(2)
     moved[:32] = 0
     encoder.offer("a", moved, clock.now_ns, tag="late")
