@@ -1,5 +1,6 @@
 """What all encoders share: where they run, inference without side effects, and the outputs people know."""
 
+import dataclasses
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -14,6 +15,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from encoders_core.errors import InputError, OptionError
+from encoders_core.results import Result, join
 
 if TYPE_CHECKING:
     from encoders_core.memory import MemorySettings
@@ -37,6 +39,11 @@ class Encoder(nn.Module):
     @abstractmethod
     def output_dim(self) -> int:
         """Width of the features."""
+
+    @property
+    def manners(self) -> tuple[Any, ...]:
+        """What features depend on besides weights, `config` and `transform`."""
+        return ()
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +93,17 @@ class Encoder(nn.Module):
         finally:
             for module in training:
                 module.training = True
+
+    def encode_all(self, count: int, encode: Callable[[slice], Result], *, batch_size: int, normalize: bool) -> Result:
+        """What `encode` gives for every `batch_size` of `count` items, joined; with `normalize` features of unit length.
+
+        An empty batch is a batch too: `encode` is called at least once. Raises OptionError for a size below one.
+        """
+        with self.inference():
+            result = join([encode(rows) for rows in batch_slices(max(1, count), batch_size)])
+        if not normalize:
+            return result
+        return dataclasses.replace(result, features=F.normalize(result.features, dim=-1))
 
     def embed_all(
         self,

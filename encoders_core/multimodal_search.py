@@ -151,7 +151,7 @@ class MultimodalSearchEncoder(Encoder):
     def fingerprint(self) -> str:
         """16 hexadecimal digits over everything that vectors depend on; an index remembers those it was made with."""
         vision = self.vision_encoder
-        manners = (self.fusion_method, self.text_encoder.config, vision.transform)
+        manners = (self.fusion_method, self.text_encoder.config, vision.transform, *vision.manners)
         more = vision.top_classes if isinstance(vision, ClassNameBridge) else vision.config
         return hashlib.sha256(f"{manners} {more} {self._weights_hash()}".encode()).hexdigest()[:16]
 

@@ -89,10 +89,7 @@ class VisionResult(EncodingResult):
         """
         if self.attention_weights is None:
             return None
-        rollout = attention_rollout(self.attention_weights)
-        row = rollout[:, 0] if self.prefix else rollout.mean(dim=1)
-        patches = row[:, self.prefix :]
-        return (patches / patches.sum(dim=1, keepdim=True)).reshape(-1, *self.grid_hw)
+        return rollout_map(attention_rollout(self.attention_weights), self.grid_hw, self.prefix)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -103,6 +100,13 @@ class TextResult(EncodingResult):
     """(B, layers, heads, L, L): of each layer, which token looks at which; rows sum to 1."""
     mask: Tensor
     """(B, L) True where a token is no padding."""
+
+
+def rollout_map(rollout: Tensor, grid_hw: tuple[int, int], prefix: int) -> Tensor:
+    """(B, N, N) -> (B, h, w): the class token's row, or the mean of all rows where there is none; each sums to 1."""
+    row = rollout[:, 0] if prefix else rollout.mean(dim=1)
+    patches = row[:, prefix:]
+    return (patches / patches.sum(dim=1, keepdim=True)).reshape(-1, *grid_hw)
 
 
 def attention_rollout(weights: Tensor) -> Tensor:

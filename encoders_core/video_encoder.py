@@ -21,7 +21,6 @@ from encoders_core.models.temporal_heads import SequenceHead
 from encoders_core.models.temporal_pooling import TemporalPool, check_mask
 from encoders_core.models.vit import VisionTransformer, VitConfig
 from encoders_core.options import refuse_unknown
-from encoders_core.results import join
 from encoders_core.video.clips import Clip, ClipReading, as_clips, is_single, masks_of, read_clip, unit_pixels
 from encoders_core.video.loading import OWN, VideoParts, open_parts
 from encoders_core.video.motion import difference_motion, flow_motion
@@ -242,21 +241,18 @@ class VideoEncoder(Encoder):
         clips = as_clips(videos)
         masks = masks_of(frame_mask, len(clips))
         how = self._reading(channel_order, value_range)
-        parts = []
-        with self.inference():
-            for start in range(0, len(clips), max(1, batch_size)):
-                rows = range(start, min(len(clips), start + max(1, batch_size)))
-                read = [read_clip(clips[row], how, mask=masks[row], source_fps=source_fps) for row in rows]
-                part = self._encode_clips(
-                    read, temporal_aggregation, attention=return_temporal_attention, layers=return_layer_attention
-                )
-                parts.append(part if return_frame_features else dataclasses.replace(part, frame_features=None))
-        if not parts:
+        if not clips:
             raise InputError("expected at least one clip, got none")
-        result = join(parts)
-        if not normalize_output:
-            return result
-        return dataclasses.replace(result, features=F.normalize(result.features, dim=-1))
+
+        def encode_rows(rows: slice) -> VideoResult:
+            pairs = zip(clips[rows], masks[rows], strict=True)
+            read = [read_clip(clip, how, mask=mask, source_fps=source_fps) for clip, mask in pairs]
+            part = self._encode_clips(
+                read, temporal_aggregation, attention=return_temporal_attention, layers=return_layer_attention
+            )
+            return part if return_frame_features else dataclasses.replace(part, frame_features=None)
+
+        return self.encode_all(len(clips), encode_rows, batch_size=batch_size, normalize=normalize_output)
 
     def encode_video(
         self,
