@@ -257,19 +257,23 @@ def _managed_encode(encoder: "Encoder", inputs: Any, *args: Any, **options: Any)
 
 
 def _encode_pictures(encoder: Any, cache: FeatureCache, salt: str, inputs: Any, call: _Call) -> EncodingResult:
-    """Picture by picture from the cache; those that are not there in one go. Results in the order of the pictures."""
+    """Picture by picture from the cache; those that are not there in one go, equal ones once. In the pictures' order."""
     items = encoder.items(inputs)
     keys = [content_key(item, salt) for item in items]
     found = [cache.get(key) if key else None for key in keys]
-    missing = [index for index, one in enumerate(found) if one is None]
+    missing: dict[str | int, int] = {}
+    for index, (key, one) in enumerate(zip(keys, found, strict=True)):
+        if one is None:
+            missing.setdefault(key or index, index)
     if missing or not items:
-        computed = _chunked(encoder, [items[index] for index in missing] if items else inputs, call)
-        for row, index in enumerate(missing):
-            found[index], key = result_rows(computed, slice(row, row + 1)), keys[index]
-            if key:
-                cache.put(key, result_rows(computed, slice(row, row + 1)))
+        computed = _chunked(encoder, [items[index] for index in missing.values()] if items else inputs, call)
+        rows = {name: result_rows(computed, slice(row, row + 1)) for row, name in enumerate(missing)}
+        for name, row in rows.items():
+            if isinstance(name, str):
+                cache.put(name, row)
         if len(missing) == len(items):
             return computed
+        found = [rows[keys[index] or index] if one is None else one for index, one in enumerate(found)]
     return join([one for one in found if one is not None])
 
 

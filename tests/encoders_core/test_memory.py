@@ -240,6 +240,22 @@ def test_pictures_come_from_the_cache_until_something_changes(encoder: VisionEnc
     assert calls.sizes[3:] == [3, 3, 1], "weights, manners, a file's content"
 
 
+def test_equal_pictures_are_computed_once(encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    expected = encoder.encode([one, other, one, one, other]).features
+    encoder.apply_memory_optimizations({"caching": {"enable_feature_caching": True}})
+    sizes, real = [], type(encoder).preprocess
+
+    def spy(self: VisionEncoder, images: Any, *args: Any, **options: Any) -> Any:
+        sizes.append(len(images))
+        return real(self, images, *args, **options)
+
+    monkeypatch.setattr(VisionEncoder, "preprocess", spy)
+    torch.testing.assert_close(encoder.encode([one, other, one, one, other]).features, expected)
+    torch.testing.assert_close(encoder.encode([other, one]).features, expected[[1, 0]])
+    assert sizes == [2]
+
+
 def test_clips_and_features_are_cached_by_call(combiner: MultimodalCombiner) -> None:
     one, clips = video(), torch.randn(2, 4, 3, 16, 16)
     one.apply_memory_optimizations({"caching": {"cache_size_mb": 1}})
