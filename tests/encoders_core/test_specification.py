@@ -207,6 +207,22 @@ def test_memory_efficient_encoding_with_ours(specification: Specification) -> No
     torch.testing.assert_close(names["efficient_result"].features, encoder.encode(batch).features)
 
 
+def test_evaluation_system(specification: Specification) -> None:
+    names = specification.run(BENCHMARK)
+    results, printed = names["benchmark_results"], specification.printed[BENCHMARK]
+    for title in ("VISION_ENCODER", "VIDEO_ENCODER", "MULTIMODAL_COMBINER"):
+        assert f"\n{title}:\n" in printed
+    for summary in names["performance_summary"].values():
+        assert all(isinstance(value, float | int) and np.isfinite(value) for value in summary.values())
+    vision = names["performance_summary"]["vision_encoder"]
+    assert vision["avg_encoding_time_ms"] > 1, "a ViT-B/16"
+    assert vision["peak_memory_gb"] > 0.3, "its weights alone"
+    assert 0 <= vision["quality_score"] <= 1
+    assert results["vision"].stands_for == "imagenet_val_subset", "a small substitute, and said to be one"
+    assert 0 < results["vision"].iterations <= 100
+    assert "accuracy_preservation" in results["vision"].not_applied, "no reference was given"
+
+
 def test_medical_image_processing(specification: Specification, folder: Path) -> None:
     files = Path(pydicom.__file__).parent / "data" / "test_files"
     shutil.copy(files / "MR_small.dcm", folder / "brain_scan.dcm")
