@@ -138,12 +138,18 @@ def batch_slices(count: int, batch_size: int) -> list[slice]:
     return [slice(start, start + batch_size) for start in range(0, count, batch_size)]
 
 
+@contextmanager
+def random_from(seed: int | None) -> Generator[None]:
+    """Inside, random weights are those of `seed`, and the global generator is left as it was; None changes nothing."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
 def seeded(build: Callable[[], Module], seed: int | None) -> Module:
     """What `build` makes, with random weights that `seed` repeats; the global generator stays untouched by a seed."""
-    if seed is None:
-        return build()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with random_from(seed):
         return build()
 
 

@@ -63,6 +63,21 @@ class ImageTransform:
                 sized[index] = picture
         return self.normalize(torch.stack([picture for picture in sized if picture is not None]))
 
+    def model_input(self, pictures: Sequence[Tensor], *, enabled: bool, noun: str = "pictures") -> Tensor:
+        """uint8 pictures through the transform and floats, which are model input already, -> (B, C, h, w) float32.
+
+        Raises InputError for sizes that differ, and for uint8 where preprocessing is not `enabled`.
+        """
+        pixels = [picture.dtype == torch.uint8 for picture in pictures]
+        if any(pixels) and not enabled:
+            raise InputError(f"preprocessing is off: expected {noun} as normalised floats, got uint8 pixels")
+        if all(pixels):
+            return self(pictures)
+        ready = [self([one])[0] if raw else one for one, raw in zip(pictures, pixels, strict=True)]
+        if len(sizes := {tuple(picture.shape) for picture in ready}) > 1:
+            raise InputError(f"expected {noun} of one size in a batch of model input, got {sorted(sizes)}")
+        return torch.stack(ready)
+
     def resize(self, batch: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, h, w): uint8 in whole levels, float32 as exact as it is. Raises InputError for others."""
         if batch.dtype not in (torch.uint8, torch.float32):

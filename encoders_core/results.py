@@ -114,12 +114,16 @@ def attention_rollout(weights: Tensor) -> Tensor:
 
     Abnar and Zuidema, https://arxiv.org/abs/2005.00928.
     """
-    mixed = weights.mean(dim=2)
-    eye = torch.eye(mixed.shape[-1], device=mixed.device, dtype=mixed.dtype)
-    rollout = eye.expand(mixed.shape[0], -1, -1)
-    for layer in range(mixed.shape[1]):
-        rollout = (0.5 * mixed[:, layer] + 0.5 * eye) @ rollout
+    rollout = rollout_step(weights[:, 0])
+    for layer in range(1, weights.shape[1]):
+        rollout = rollout_step(weights[:, layer]) @ rollout
     return rollout
+
+
+def rollout_step(weights: Tensor) -> Tensor:
+    """One layer of it: (B, heads, N, N) -> (B, N, N), the mean over heads and the residual, half of each."""
+    mixed = weights.mean(dim=1)
+    return 0.5 * mixed + 0.5 * torch.eye(mixed.shape[-1], device=mixed.device, dtype=mixed.dtype)
 
 
 def _join_field(name: str, results: Sequence[EncodingResult]) -> Any:

@@ -32,7 +32,8 @@ class TextEncoder(Encoder):
     """Texts -> vectors of `output_dim`.
 
     `from_pretrained()` without a name is the offline default, all-MiniLM-L6-v2 (384-d, https://arxiv.org/abs/1908.10084).
-    Built by its constructor it is CLIP's text tower with random weights, `trained` False; without a `tokenizer` it reads
+    Built by its constructor it is CLIP's text tower (https://arxiv.org/abs/2103.00020) with random weights, `trained` False;
+    without a `tokenizer` it reads
     token ids. As a module, `encoder(ids, mask)` takes int64 (B, L) and lets gradients through.
     """
 

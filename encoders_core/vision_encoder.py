@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812  the field's own name for it
 from torch import Tensor, nn
 
 from encoders_core.encoder import Encoder, Vectors, as_output, seeded
-from encoders_core.errors import InputError, OptionError
+from encoders_core.errors import OptionError
 from encoders_core.image_transform import ImageTransform
 from encoders_core.images import ChannelOrder, ValueRange, as_batch, is_single, load_images
 from encoders_core.models.positions import resize_positions
@@ -268,17 +268,7 @@ class VisionEncoder(Encoder):
         """Pictures, see `load_images` -> normalised (B, C, H, W) on the device and in the dtype of the weights."""
         channels = self.config.in_chans
         pictures = load_images(images, channels=channels, channel_order=channel_order, value_range=value_range)
-        pixels = [picture.dtype == torch.uint8 for picture in pictures]
-        if any(pixels) and not self.enable_preprocessing:
-            raise InputError("preprocessing is off: expected normalised floats (B, C, H, W), got uint8 pixels")
-        if all(pixels):
-            batch = self.transform(pictures)
-        else:
-            ready = [self.transform([one])[0] if raw else one for one, raw in zip(pictures, pixels, strict=True)]
-            if len({picture.shape for picture in ready}) > 1:
-                sizes = sorted({tuple(picture.shape) for picture in ready})
-                raise InputError(f"expected pictures of one size in a batch of model input, got {sizes}")
-            batch = torch.stack(ready)
+        batch = self.transform.model_input(pictures, enabled=self.enable_preprocessing)
         return batch.to(self.device, self.dtype)
 
     def configure_advanced_settings(self, config: Mapping[str, Any]) -> None:

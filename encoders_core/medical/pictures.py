@@ -158,9 +158,11 @@ def _open(path: str | os.PathLike[str]) -> Any:
 
 
 def _placed(place: int, read: Callable[[], Value]) -> Value:
-    """What `read` gives; an InputError says which input it is about."""
+    """What `read` gives; an InputError says which input it is about, and one of the system leaves its path out."""
     try:
         return read()
     except InputError as exc:
         message = str(exc)
+    except OSError as exc:
+        message = f"it cannot be read ({type(exc).__name__})"
     raise InputError(f"picture {place + 1}: {message}")

@@ -20,9 +20,12 @@ def to_unit(picture: Picture, *, windowed: bool, window: tuple[float, float] | N
     """Grey (H, W) or colour (H, W, 3) from 0, black, to 1, white.
 
     Grey goes through `window` (center, width) where given, else, if `windowed`, through the picture's own; a picture
-    without one, and every one if not `windowed`, is spread over the range of its own values.
+    without one, and every one if not `windowed`, is spread over the range of its own values. Raises InputError for a
+    window on colours.
     """
     if picture.values.ndim == 3:
+        if window is not None:
+            raise InputError("a window is for grey pictures, and this one is in colour: leave it out")
         return picture.values
     to_grey: ToGrey = full_range
     if windowed:

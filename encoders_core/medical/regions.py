@@ -10,7 +10,7 @@ from torch import Tensor
 
 from encoders_core.image_transform import ImageTransform
 from encoders_core.medical.pixels import opencv
-from encoders_core.results import attention_rollout
+from encoders_core.results import rollout_step
 
 MOST_REGIONS = 8
 """The strongest ones are kept."""
@@ -38,7 +38,7 @@ class Rollout(list[Tensor]):
 
     def append(self, weights: Tensor) -> None:
         """One more layer."""
-        step = attention_rollout(weights[:, None].float())
+        step = rollout_step(weights.float())
         self.rollout = step @ self.rollout if self.rollout.numel() else step
         if self._keep:
             super().append(weights)

@@ -113,6 +113,8 @@ def test_a_window_can_be_said() -> None:
         with_option("preprocessing", "window_level_adjustment", value=False).encode(CT, window=(40, 400))
     with pytest.raises(OptionError, match="window: expected a finite center and a width of at least 1"):
         encoder.encode(CT, window=(40, 0))
+    with pytest.raises(InputError, match="a window is for grey pictures"):
+        encoder.encode(FILES / "SC_rgb_rle.dcm", window=(40, 400))
 
 
 def test_noise_reduction_smoothes() -> None:
@@ -284,6 +286,16 @@ def test_model_input_needs_to_be_said() -> None:
 def test_what_is_no_picture_is_named_by_its_place(picture: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         make().encode(picture)
+
+
+def test_a_path_that_cannot_be_read_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "Secret_Name.dcm")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(InputError, match=r"^picture 1: it cannot be read \(PermissionError\)$") as caught:
+        make().encode(CT)
+    assert caught.value.__context__ is None
 
 
 def test_encode_image_gives_one_vector_a_picture() -> None:
