@@ -1,5 +1,6 @@
 """What all encoders share: where they run, inference without side effects, and the outputs people know."""
 
+import dataclasses
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -14,6 +15,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from encoders_core.errors import InputError, OptionError
+from encoders_core.results import Result, join
 
 if TYPE_CHECKING:
     from encoders_core.memory import MemorySettings
@@ -37,6 +39,11 @@ class Encoder(nn.Module):
     @abstractmethod
     def output_dim(self) -> int:
         """Width of the features."""
+
+    @property
+    def manners(self) -> tuple[Any, ...]:
+        """What features depend on besides weights, `config` and `transform`."""
+        return ()
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +94,17 @@ class Encoder(nn.Module):
             for module in training:
                 module.training = True
 
+    def encode_all(self, count: int, encode: Callable[[slice], Result], *, batch_size: int, normalize: bool) -> Result:
+        """What `encode` gives for every `batch_size` of `count` items, joined; with `normalize` features of unit length.
+
+        An empty batch is a batch too: `encode` is called at least once. Raises OptionError for a size below one.
+        """
+        with self.inference():
+            result = join([encode(rows) for rows in batch_slices(max(1, count), batch_size)])
+        if not normalize:
+            return result
+        return dataclasses.replace(result, features=F.normalize(result.features, dim=-1))
+
     def embed_all(
         self,
         items: Sequence[Any],
@@ -120,12 +138,18 @@ def batch_slices(count: int, batch_size: int) -> list[slice]:
     return [slice(start, start + batch_size) for start in range(0, count, batch_size)]
 
 
+@contextmanager
+def random_from(seed: int | None) -> Generator[None]:
+    """Inside, random weights are those of `seed`, and the global generator is left as it was; None changes nothing."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
 def seeded(build: Callable[[], Module], seed: int | None) -> Module:
     """What `build` makes, with random weights that `seed` repeats; the global generator stays untouched by a seed."""
-    if seed is None:
-        return build()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with random_from(seed):
         return build()
 
 

@@ -227,7 +227,7 @@ def _source(encoder: Any) -> "_Module | _Directory":
         return _Module(_packaged())
     kind = type(encoder).__name__
     known = {base.__name__ for base in type(encoder).__mro__}
-    if not known & {"VisionEncoder", "EfficientNetLite"}:
+    if "MedicalEncoder" in known or not known & {"VisionEncoder", "EfficientNetLite"}:  # it reads pictures its own way
         raise OptionError(f"encoder: expected a VisionEncoder, an EfficientNetLite or a directory, got {kind}")
     return _Module(encoder)
 

@@ -100,6 +100,8 @@ def _feed(digest: Any, content: Any, *, text: bool) -> bool:
     if isinstance(content, list | tuple):
         digest.update(f"list {len(content)}:".encode())
         return all(_feed(digest, value, text=text) for value in content)
+    if callable(own := getattr(content, "content", None)):
+        return _feed(digest, own(), text=text)
     data = _leaf(content, text=text)
     if data is not None:
         digest.update(data)

@@ -168,7 +168,7 @@ def sample_input(encoder: Any) -> Any:
         return floats(2, encoder.config.in_chans, *encoder.config.img_size)
     if "video" in encoder.modalities:
         model = encoder.tower.model.config
-        frames = getattr(model, "num_frames", min(4, encoder.config.max_frames))
+        frames = getattr(model, "num_frames", min(2, encoder.config.max_frames))
         return floats(2, frames, model.in_chans, *model.img_size)
     if "text" in encoder.modalities:
         length = min(16, encoder.config.context_length)

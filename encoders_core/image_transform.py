@@ -63,12 +63,28 @@ class ImageTransform:
                 sized[index] = picture
         return self.normalize(torch.stack([picture for picture in sized if picture is not None]))
 
+    def model_input(self, pictures: Sequence[Tensor], *, enabled: bool, noun: str = "pictures") -> Tensor:
+        """uint8 pictures through the transform and floats, which are model input already, -> (B, C, h, w) float32.
+
+        Raises InputError for sizes that differ, and for uint8 where preprocessing is not `enabled`.
+        """
+        pixels = [picture.dtype == torch.uint8 for picture in pictures]
+        if any(pixels) and not enabled:
+            raise InputError(f"preprocessing is off: expected {noun} as normalised floats, got uint8 pixels")
+        if all(pixels):
+            return self(pictures)
+        ready = [self([one])[0] if raw else one for one, raw in zip(pictures, pixels, strict=True)]
+        if len(sizes := {tuple(picture.shape) for picture in ready}) > 1:
+            raise InputError(f"expected {noun} of one size in a batch of model input, got {sorted(sizes)}")
+        return torch.stack(ready)
+
     def resize(self, batch: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> (B, C, h, w) uint8. Raises InputError for another dtype."""
-        if batch.dtype != torch.uint8:
-            raise InputError(f"expected uint8 pixels, got {batch.dtype}")
+        """(B, C, H, W) -> (B, C, h, w): uint8 in whole levels, float32 as exact as it is. Raises InputError for others."""
+        if batch.dtype not in (torch.uint8, torch.float32):
+            raise InputError(f"expected uint8 pixels or float32 values, got {batch.dtype}")
         target = self._resized_hw((batch.shape[-2], batch.shape[-1]))
-        return _crop_or_pad(resize_pixels(batch, target, self.interpolation), self.size_hw, self.crop_rounding)
+        resized = resize_pixels if batch.dtype == torch.uint8 else resize_values
+        return _crop_or_pad(resized(batch, target, self.interpolation), self.size_hw, self.crop_rounding)
 
     def normalize(self, batch: Tensor) -> Tensor:
         """(B, C, h, w) uint8 -> float32 as the model was trained."""
@@ -76,6 +92,13 @@ class ImageTransform:
         if batch.shape[1] != mean.shape[1]:
             raise InputError(f"expected pictures of {mean.shape[1]} channels, got {batch.shape[1]}")
         return (batch.float() * self.scale + self.offset - mean) / std
+
+    def origin(self, hw: tuple[int, int]) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Where the result of `resize` came from: per axis (down, across) `scale, start`, old = (new + start) * scale."""
+        resized = self._resized_hw(hw)
+        starts = (_start(new - size, self.crop_rounding) for new, size in zip(resized, self.size_hw, strict=True))
+        down, across = ((old / new, start) for old, new, start in zip(hw, resized, starts, strict=True))
+        return down, across
 
     def _resized_hw(self, hw: tuple[int, int]) -> tuple[int, int]:
         if self.fit == "squash":
@@ -130,8 +153,7 @@ def resize_pixels(batch: Tensor, size_hw: tuple[int, int], interpolation: Interp
     if interpolation == "nearest":
         return F.interpolate(batch, size=size_hw, mode="nearest-exact")
     if interpolation == "area":
-        rows, columns = (_area_weights(old, new) for old, new in zip(old_hw, size_hw, strict=True))
-        return (rows @ batch.float() @ columns.T).round().clamp(0, 255).to(torch.uint8)
+        return resize_values(batch.float(), size_hw, interpolation).round().clamp(0, 255).to(torch.uint8)
     # Each pass rounds to whole levels, so their order shows. Pillow starts with the rows where that saves work.
     rows_first = size_hw[0] < old_hw[0] and old_hw[0] - size_hw[0] > 2 * (old_hw[1] - size_hw[1])
     half_way = (size_hw[0], old_hw[1]) if rows_first else (old_hw[0], size_hw[1])
@@ -141,6 +163,17 @@ def resize_pixels(batch: Tensor, size_hw: tuple[int, int], interpolation: Interp
         return batch.to(torch.uint8)
     if rows_first:
         batch = F.interpolate(batch, size=half_way, mode=interpolation, antialias=True)
+    return F.interpolate(batch, size=size_hw, mode=interpolation, antialias=True)
+
+
+def resize_values(batch: Tensor, size_hw: tuple[int, int], interpolation: Interpolation) -> Tensor:
+    """(B, C, H, W) float32 -> (B, C, h, w) float32 with antialiasing, not rounded."""
+    if interpolation == "area":
+        pairs = zip((batch.shape[-2], batch.shape[-1]), size_hw, strict=True)
+        rows, columns = (_area_weights(old, new) for old, new in pairs)
+        return rows @ batch @ columns.T
+    if interpolation == "nearest":
+        return F.interpolate(batch, size=size_hw, mode="nearest-exact")
     return F.interpolate(batch, size=size_hw, mode=interpolation, antialias=True)
 
 
@@ -160,14 +193,20 @@ def _area_weights(old: int, new: int) -> Tensor:
 def _crop_or_pad(batch: Tensor, size_hw: tuple[int, int], rounding: str) -> Tensor:
     for axis, size in ((-2, size_hw[0]), (-1, size_hw[1])):
         margin = batch.shape[axis] - size
+        start = _start(margin, rounding)
         if margin > 0:
-            start = margin // 2 if rounding == "floor" else round(margin / 2)
             batch = batch.narrow(axis, start, size)
         elif margin < 0:
-            before = -margin // 2
-            padding = [0, 0, before, -margin - before] if axis == -2 else [before, -margin - before]
+            padding = [0, 0, -start, start - margin] if axis == -2 else [-start, start - margin]
             batch = F.pad(batch, padding)
     return batch
+
+
+def _start(margin: int, rounding: str) -> int:
+    """Where the result begins in what is `margin` larger; below 0 where it is smaller and padded."""
+    if margin < 0:
+        return -(-margin // 2)
+    return margin // 2 if rounding == "floor" else round(margin / 2)
 
 
 def _by_shape(pictures: Sequence[Tensor]) -> list[list[int]]:

@@ -56,7 +56,7 @@ def as_batch(images: Any) -> list[Any]:
 def _load_one(item: Any, channels: int) -> Tensor:
     """One picture as (C, H, W) of the dtype it came in."""
     if isinstance(item, str | os.PathLike):
-        return _pixels(_open(item), channels)
+        return _pixels(open_picture(item), channels)
     if hasattr(item, "getbands"):
         return _pixels(item, channels)
     if isinstance(item, np.ndarray):
@@ -67,7 +67,8 @@ def _load_one(item: Any, channels: int) -> Tensor:
     raise InputError(f"expected a path, a PIL picture, an array or a tensor, got {type(item).__name__}")
 
 
-def _open(path: str | os.PathLike[str]) -> Any:
+def open_picture(path: str | os.PathLike[str]) -> Any:
+    """A picture file as a PIL picture, upright. Raises InputError where it is missing, damaged or none."""
     name = os.fspath(path)
     if "://" in name:
         raise InputError(f"expected a file, got the address {name.split('?')[0]!r}: download it first")

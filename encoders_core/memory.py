@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from encoders_core.errors import OptionError
 from encoders_core.feature_cache import FeatureCache, content_key, result_rows
-from encoders_core.images import as_batch
 from encoders_core.models.layers import Attention, Block
 from encoders_core.optimization import OptimizationReport, precision_obstacle
 from encoders_core.options import Schema, check_options
@@ -257,24 +256,28 @@ def _managed_encode(encoder: "Encoder", inputs: Any, *args: Any, **options: Any)
     return known
 
 
-def _encode_pictures(encoder: "Encoder", cache: FeatureCache, salt: str, inputs: Any, call: _Call) -> EncodingResult:
-    """Picture by picture from the cache; those that are not there in one go. Results in the order of the pictures."""
-    items = as_batch(inputs)
+def _encode_pictures(encoder: Any, cache: FeatureCache, salt: str, inputs: Any, call: _Call) -> EncodingResult:
+    """Picture by picture from the cache; those that are not there in one go, equal ones once. In the pictures' order."""
+    items = encoder.items(inputs)
     keys = [content_key(item, salt) for item in items]
     found = [cache.get(key) if key else None for key in keys]
-    missing = [index for index, one in enumerate(found) if one is None]
+    missing: dict[str | int, int] = {}
+    for index, (key, one) in enumerate(zip(keys, found, strict=True)):
+        if one is None:
+            missing.setdefault(key or index, index)
     if missing or not items:
-        computed = _chunked(encoder, [items[index] for index in missing] if items else inputs, call)
-        for row, index in enumerate(missing):
-            found[index], key = result_rows(computed, slice(row, row + 1)), keys[index]
-            if key:
-                cache.put(key, result_rows(computed, slice(row, row + 1)))
+        computed = _chunked(encoder, [items[index] for index in missing.values()] if items else inputs, call)
+        rows = {name: result_rows(computed, slice(row, row + 1)) for row, name in enumerate(missing)}
+        for name, row in rows.items():
+            if isinstance(name, str):
+                cache.put(name, row)
         if len(missing) == len(items):
             return computed
+        found = [rows[keys[index] or index] if one is None else one for index, one in enumerate(found)]
     return join([one for one in found if one is not None])
 
 
-def _chunked(encoder: "Encoder", inputs: Any, call: _Call) -> EncodingResult:
+def _chunked(encoder: Any, inputs: Any, call: _Call) -> EncodingResult:
     size = encoder.memory.chunk_size if encoder.memory else None
     if size is None:
         return call(encoder, inputs)
@@ -282,27 +285,26 @@ def _chunked(encoder: "Encoder", inputs: Any, call: _Call) -> EncodingResult:
         chunks = _mapping_chunks(inputs, call.options, size)
         return join([call(encoder, part, **changes) for part, changes in chunks])
     if "image" in encoder.modalities:
-        return _encode_prepared(encoder, as_batch(inputs), call, size)
-    default = type(encoder).encode.__kwdefaults__["batch_size"]  # type: ignore[attr-defined]
+        return _encode_prepared(encoder, encoder.items(inputs), call, size)
+    default = type(encoder).encode.__kwdefaults__["batch_size"]
     return call(encoder, inputs, batch_size=min(size, call.options.get("batch_size", default)))
 
 
-def _encode_prepared(encoder: Any, items: list[Any], call: _Call, size: int) -> EncodingResult:
+def _encode_prepared(encoder: Any, items: Any, call: _Call, size: int) -> EncodingResult:
     """Pictures in chunks; with `overlap_chunks` a thread prepares the next one meanwhile."""
     size = max(1, min(size, call.options.get("batch_size", size)))
     chunks = [items[start : start + size] for start in range(0, len(items), size)] or [items]
-    reading = {key: call.options[key] for key in ("channel_order", "value_range") if key in call.options}
-    ready = {"channel_order": "rgb", "value_range": "normalized"}
+    reading = {key: call.options[key] for key in encoder.READING if key in call.options}
     if not encoder.memory.overlap_chunks:
-        return join([call(encoder, encoder.preprocess(chunk, **reading), **ready) for chunk in chunks])
+        return join([call(encoder, encoder.prepare(chunk, **reading)) for chunk in chunks])
     results = []
     with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
-        ahead = pool.submit(encoder.preprocess, chunks[0], **reading)
+        ahead = pool.submit(encoder.prepare, chunks[0], **reading)
         for chunk in [*chunks[1:], None]:
-            x = ahead.result()
+            prepared = ahead.result()
             if chunk is not None:
-                ahead = pool.submit(encoder.preprocess, chunk, **reading)
-            results.append(call(encoder, x, **ready))
+                ahead = pool.submit(encoder.prepare, chunk, **reading)
+            results.append(call(encoder, prepared))
     return join(results)
 
 
@@ -332,5 +334,5 @@ def mapping_rows(values: Mapping[str, Any], rows: slice) -> dict[str, Any]:
 def _state(encoder: "Encoder") -> str:
     """Changes when the weights, the network's manners or the preprocessing do."""
     versions = [(tensor.data_ptr(), tensor._version) for tensor in encoder.state_dict(keep_vars=True).values()]  # noqa: SLF001  torch's counter of changes in place has no other name
-    settings = encoder.memory.autocast if encoder.memory else None
+    settings = (encoder.manners, encoder.memory.autocast if encoder.memory else None)
     return f"{versions} {encoder.config!r} {getattr(encoder, 'transform', None)!r} {settings}"

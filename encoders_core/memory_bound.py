@@ -13,7 +13,6 @@ import psutil
 from encoders_core.encoder import Encoder
 from encoders_core.errors import EncoderError, OptionError
 from encoders_core.feature_cache import result_nbytes
-from encoders_core.images import as_batch
 from encoders_core.memory import mapping_rows
 from encoders_core.results import EncodingResult, join
 from encoders_core.video.clips import as_clips
@@ -71,7 +70,7 @@ def _slicer(encoder: Any, inputs: Any, options: dict[str, Any]) -> tuple[int, Ca
             return part
 
         return max((len(value) for value in inputs.values() if value is not None), default=0), encode_rows
-    items = as_clips(inputs) if "video" in encoder.modalities else as_batch(inputs)
+    items = as_clips(inputs) if "video" in encoder.modalities else encoder.items(inputs)
 
     def encode_items(rows: slice) -> EncodingResult:
         mask = options.get("frame_mask")

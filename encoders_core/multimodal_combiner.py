@@ -61,7 +61,8 @@ class MultimodalCombiner(Encoder):
     """Features by modality, (B, dim) or sequences (B, N, dim) -> one vector of `output_dim`.
 
     `fusion_method`: "attention" (a learnt query over all tokens), "concat" (linear layer over the means side by side),
-    "mlp" (two layers), "weighted_sum". With `enable_cross_attention` the modalities look at each other first. The weights
+    "mlp" (two layers), "weighted_sum". The query is the attention pooling of https://arxiv.org/abs/1810.00825. With
+    `enable_cross_attention` the modalities look at each other first (https://arxiv.org/abs/1906.00295). The weights
     are random (`trained` is False, and the log says so) until trained or loaded; set `trained` when you have trained it.
     `seed` makes them repeatable and leaves the global generator untouched. It starts in evaluation mode.
     """

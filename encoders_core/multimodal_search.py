@@ -39,7 +39,8 @@ _TEXT_WORDS: Final = (
 class MultimodalSearchEncoder(Encoder):
     """Texts and pictures -> unit vectors of `embedding_space_dim` that can be compared, and an index over documents.
 
-    `fusion_method` "contrastive_learning" puts a linear head behind each encoder, which `fit` aligns; "none" takes the
+    `fusion_method` "contrastive_learning" puts a linear head behind each encoder, which `fit` aligns with the loss of CLIP
+    (https://arxiv.org/abs/2103.00020); "none" takes the
     encoders as they are, and their widths must be equal. `aligned` says whether a text and a picture can be compared:
     after `fit`, for CLIP and SigLIP through `from_pretrained(name)`, and for the offline default, MiniLM with the
     `ClassNameBridge` over ImageNet's class names, within the limits of that bridge.
@@ -151,7 +152,7 @@ class MultimodalSearchEncoder(Encoder):
     def fingerprint(self) -> str:
         """16 hexadecimal digits over everything that vectors depend on; an index remembers those it was made with."""
         vision = self.vision_encoder
-        manners = (self.fusion_method, self.text_encoder.config, vision.transform)
+        manners = (self.fusion_method, self.text_encoder.config, vision.transform, *vision.manners)
         more = vision.top_classes if isinstance(vision, ClassNameBridge) else vision.config
         return hashlib.sha256(f"{manners} {more} {self._weights_hash()}".encode()).hexdigest()[:16]
 

@@ -89,10 +89,7 @@ class VisionResult(EncodingResult):
         """
         if self.attention_weights is None:
             return None
-        rollout = attention_rollout(self.attention_weights)
-        row = rollout[:, 0] if self.prefix else rollout.mean(dim=1)
-        patches = row[:, self.prefix :]
-        return (patches / patches.sum(dim=1, keepdim=True)).reshape(-1, *self.grid_hw)
+        return rollout_map(attention_rollout(self.attention_weights), self.grid_hw, self.prefix)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -105,17 +102,28 @@ class TextResult(EncodingResult):
     """(B, L) True where a token is no padding."""
 
 
+def rollout_map(rollout: Tensor, grid_hw: tuple[int, int], prefix: int) -> Tensor:
+    """(B, N, N) -> (B, h, w): the class token's row, or the mean of all rows where there is none; each sums to 1."""
+    row = rollout[:, 0] if prefix else rollout.mean(dim=1)
+    patches = row[:, prefix:]
+    return (patches / patches.sum(dim=1, keepdim=True)).reshape(-1, *grid_hw)
+
+
 def attention_rollout(weights: Tensor) -> Tensor:
     """(B, layers, heads, N, N) -> (B, N, N): attention through all layers, residuals counted as half of each.
 
     Abnar and Zuidema, https://arxiv.org/abs/2005.00928.
     """
-    mixed = weights.mean(dim=2)
-    eye = torch.eye(mixed.shape[-1], device=mixed.device, dtype=mixed.dtype)
-    rollout = eye.expand(mixed.shape[0], -1, -1)
-    for layer in range(mixed.shape[1]):
-        rollout = (0.5 * mixed[:, layer] + 0.5 * eye) @ rollout
+    rollout = rollout_step(weights[:, 0])
+    for layer in range(1, weights.shape[1]):
+        rollout = rollout_step(weights[:, layer]) @ rollout
     return rollout
+
+
+def rollout_step(weights: Tensor) -> Tensor:
+    """One layer of it: (B, heads, N, N) -> (B, N, N), the mean over heads and the residual, half of each."""
+    mixed = weights.mean(dim=1)
+    return 0.5 * mixed + 0.5 * torch.eye(mixed.shape[-1], device=mixed.device, dtype=mixed.dtype)
 
 
 def _join_field(name: str, results: Sequence[EncodingResult]) -> Any:

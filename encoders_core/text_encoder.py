@@ -1,6 +1,5 @@
 """TextEncoder: texts to vectors with the text tower of CLIP or SigLIP, or with a sentence-transformers BERT."""
 
-import dataclasses
 import logging
 import os
 from collections.abc import Sequence
@@ -9,14 +8,13 @@ from typing import Any, ClassVar, Final, Literal, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  the field's own name for it
 from torch import Tensor, nn
 
 from encoders_core.encoder import Encoder, Vectors, as_output, batch_slices, seeded
 from encoders_core.errors import InputError, OptionError
 from encoders_core.models.text_transformer import TextConfig, TextTransformer
 from encoders_core.options import refuse_unknown
-from encoders_core.results import TextResult, join
+from encoders_core.results import TextResult
 from encoders_core.tokenizer import TokenBatch, Tokenizer
 from encoders_core.weights.files import load_strictly
 from encoders_core.weights.hub import locate
@@ -34,7 +32,8 @@ class TextEncoder(Encoder):
     """Texts -> vectors of `output_dim`.
 
     `from_pretrained()` without a name is the offline default, all-MiniLM-L6-v2 (384-d, https://arxiv.org/abs/1908.10084).
-    Built by its constructor it is CLIP's text tower with random weights, `trained` False; without a `tokenizer` it reads
+    Built by its constructor it is CLIP's text tower (https://arxiv.org/abs/2103.00020) with random weights, `trained` False;
+    without a `tokenizer` it reads
     token ids. As a module, `encoder(ids, mask)` takes int64 (B, L) and lets gradients through.
     """
 
@@ -169,13 +168,11 @@ class TextEncoder(Encoder):
         One text is B = 1. All texts are padded to one length, so that attention weights join. Raises InputError.
         """
         ids, mask = self._batch(texts)
-        batches = batch_slices(max(1, ids.shape[0]), batch_size)  # an empty batch is a batch too
-        with self.inference():
-            parts = [self._encode_batch(ids[rows], mask[rows], attention=return_attention_weights) for rows in batches]
-        result = join(parts)
-        if not normalize_output:
-            return result
-        return dataclasses.replace(result, features=F.normalize(result.features, dim=-1))
+
+        def encode_rows(rows: slice) -> TextResult:
+            return self._encode_batch(ids[rows], mask[rows], attention=return_attention_weights)
+
+        return self.encode_all(ids.shape[0], encode_rows, batch_size=batch_size, normalize=normalize_output)
 
     def encode_text(
         self,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the field's own name for it
 from torch import Tensor, nn
 
-from encoders_core.encoder import Encoder, Vectors, as_output
+from encoders_core.encoder import Encoder, Vectors, as_output, random_from
 from encoders_core.errors import InputError, OptionError
 from encoders_core.image_transform import ImageTransform
 from encoders_core.images import ChannelOrder, ValueRange
@@ -21,13 +21,11 @@ from encoders_core.models.temporal_heads import SequenceHead
 from encoders_core.models.temporal_pooling import TemporalPool, check_mask
 from encoders_core.models.vit import VisionTransformer, VitConfig
 from encoders_core.options import refuse_unknown
-from encoders_core.results import join
 from encoders_core.video.clips import Clip, ClipReading, as_clips, is_single, masks_of, read_clip, unit_pixels
 from encoders_core.video.loading import OWN, VideoParts, open_parts
-from encoders_core.video.motion import difference_motion, flow_motion
-from encoders_core.video.options import AGGREGATIONS, TemporalAggregation, VideoConfig, changed, sequence_config
+from encoders_core.video.motion import difference_motion, flow_motion, step_motion
+from encoders_core.video.options import TemporalAggregation, VideoConfig, changed, check_aggregation, frame_config
 from encoders_core.video.result import NO_FRAME, VideoResult
-from encoders_core.video.sampling import grey
 from encoders_core.vision_encoder import VisionEncoder
 from encoders_core.weights.files import load_strictly, write_tensors
 from encoders_core.weights.hub import locate
@@ -48,7 +46,8 @@ class VideoEncoder(Encoder):
     """Clips -> vectors of `output_dim`.
 
     Built by its constructor it is a ViT on every frame, a temporal transformer over the frames, and a pooling over time,
-    all random (`trained` is False, and the log says so). `from_pretrained` and `from_image_encoder` bring trained frame
+    all random (`trained` is False, and the log says so; https://arxiv.org/abs/2103.15691 calls it a factorised encoder).
+    `from_pretrained` and `from_image_encoder` bring trained frame
     features; a temporal model without trained weights then starts as the identity and the pooling as the mean, so that
     clips are encoded as the mean of their frames until it is trained. Clips longer than `max_frames` are sampled; `fps`
     is what clips that say their rate are brought to.
@@ -97,10 +96,10 @@ class VideoEncoder(Encoder):
             act=act,
         )
         half = (0.5,) * in_channels
-        with _seeded(seed):
+        with random_from(seed):
             parts = VideoParts(
                 tower=FrameTower(VisionTransformer(frames)),
-                config=_frame_config(max_frames, fps, temporal_layers, hidden_dim, num_heads),
+                config=frame_config(max_frames, fps, temporal_layers, hidden_dim, num_heads),
                 transform=ImageTransform(size_hw=frames.img_size, mean=half, std=half),
                 output_dim=output_dim,
                 trained=False,
@@ -127,13 +126,13 @@ class VideoEncoder(Encoder):
             raise OptionError("expected an image encoder that gives one vector a picture; its use_pooling is off")
         parts = VideoParts(
             tower=FrameTower(encoder.model),
-            config=_frame_config(max_frames, fps, temporal_layers, encoder.output_dim, None),
+            config=frame_config(max_frames, fps, temporal_layers, encoder.output_dim, None),
             transform=encoder.transform,
             trained=encoder.trained,
         )
         made = cls.__new__(cls)
         nn.Module.__init__(made)
-        with _seeded(seed):
+        with random_from(seed):
             _furnish(made, parts, encoder.enable_preprocessing, seed)
         if temporal_layers:
             logger.info("VideoEncoder: the temporal model is untrained; clips are encoded as the mean of their frames")
@@ -242,21 +241,18 @@ class VideoEncoder(Encoder):
         clips = as_clips(videos)
         masks = masks_of(frame_mask, len(clips))
         how = self._reading(channel_order, value_range)
-        parts = []
-        with self.inference():
-            for start in range(0, len(clips), max(1, batch_size)):
-                rows = range(start, min(len(clips), start + max(1, batch_size)))
-                read = [read_clip(clips[row], how, mask=masks[row], source_fps=source_fps) for row in rows]
-                part = self._encode_clips(
-                    read, temporal_aggregation, attention=return_temporal_attention, layers=return_layer_attention
-                )
-                parts.append(part if return_frame_features else dataclasses.replace(part, frame_features=None))
-        if not parts:
+        if not clips:
             raise InputError("expected at least one clip, got none")
-        result = join(parts)
-        if not normalize_output:
-            return result
-        return dataclasses.replace(result, features=F.normalize(result.features, dim=-1))
+
+        def encode_rows(rows: slice) -> VideoResult:
+            pairs = zip(clips[rows], masks[rows], strict=True)
+            read = [read_clip(clip, how, mask=mask, source_fps=source_fps) for clip, mask in pairs]
+            part = self._encode_clips(
+                read, temporal_aggregation, attention=return_temporal_attention, layers=return_layer_attention
+            )
+            return part if return_frame_features else dataclasses.replace(part, frame_features=None)
+
+        return self.encode_all(len(clips), encode_rows, batch_size=batch_size, normalize=normalize_output)
 
     def encode_video(
         self,
@@ -307,13 +303,13 @@ class VideoEncoder(Encoder):
         """
         heads = self.tower.model.config.num_heads
         new, interpolation = changed(self.config, config, width=self.tower.dim, num_heads=heads)
-        self._check_aggregation(new.pooling)
+        check_aggregation(new.pooling, token=self._gives_token)
         if new.optical_flow:
             flow_motion(torch.zeros(2, 16, 16))  # OptionError now rather than at the first clip
         if new.temporal != self.config.temporal:
             if self.trained and self.temporal is not None:
                 logger.warning("the new temporal model is untrained: clips are encoded as the mean of their frames")
-            with _seeded(self.seed):
+            with random_from(self.seed):
                 self.temporal = _head(self.tower, new)
             self.temporal = None if self.temporal is None else self.temporal.to(self.device, self.dtype)
             self.train(self.training)
@@ -323,7 +319,8 @@ class VideoEncoder(Encoder):
 
     def preprocess(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
         """Clips -> normalised (B, T, C, H, W) and (B, T) True where a frame is one, padded behind with zeros."""
-        ready = [self._frames(clip.frames) for clip in clips]
+        options: dict[str, Any] = {"enabled": self.enable_preprocessing, "noun": "frames"}
+        ready = [self.transform.model_input(clip.frames, **options) for clip in clips]
         if len({one.shape[1:] for one in ready}) > 1:
             raise InputError(
                 f"expected frames of one size in a batch, got {sorted({tuple(x.shape[1:]) for x in ready})}"
@@ -345,18 +342,6 @@ class VideoEncoder(Encoder):
             value_range=value_range,
             unit=partial(unit_pixels, transform=self.transform),
         )
-
-    def _frames(self, frames: Sequence[Tensor]) -> Tensor:
-        """(T, C, h, w) model input."""
-        pixels = [frame.dtype == torch.uint8 for frame in frames]
-        if any(pixels) and not self.enable_preprocessing:
-            raise InputError("preprocessing is off: expected normalised floats (B, T, C, H, W), got uint8 pixels")
-        if all(pixels):
-            return self.transform(frames)
-        ready = [self.transform([one])[0] if raw else one for one, raw in zip(frames, pixels, strict=True)]
-        if len({frame.shape for frame in ready}) > 1:
-            raise InputError("expected frames of one size in a clip of model input")
-        return torch.stack(ready)
 
     def _encode_clips(
         self,
@@ -387,11 +372,14 @@ class VideoEncoder(Encoder):
             raise InputError(f"expected clips (B, T, C, H, W), got {tuple(x.shape)}")
         if mask is not None:
             check_mask(mask)
-        how = self._check_aggregation(aggregation or self.config.pooling, attention=attention)
+        how = check_aggregation(aggregation or self.config.pooling, token=self._gives_token, attention=attention)
         wants_maps = self.temporal is not None and self.temporal.map_dim is not None
         steps: Steps = self.tower(x, mask, maps=wants_maps)
         counts = torch.ones(steps.features.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
-        motion = self._motion(x, counts) if self.config.measures_motion else None
+        motion = None
+        if self.config.measures_motion:
+            measure = flow_motion if self.config.optical_flow else difference_motion
+            motion = step_motion(x, counts, self.tower.tubelet_size, self.transform, measure)
         weights: list[Tensor] | None = [] if layers else None
         sequence = steps.features
         if self.temporal is not None:
@@ -411,37 +399,11 @@ class VideoEncoder(Encoder):
             frame_features=steps.features.float(),
         )
 
-    def _motion(self, x: Tensor, counts: Tensor) -> Tensor:
-        """(B, T, C, H, W) model input -> (B, steps); of a tubelet the mean of its frames."""
-        measure = flow_motion if self.config.optical_flow else difference_motion
-        size = self.tower.tubelet_size
-        rows = []
-        for clip, mask in zip(x.detach(), counts.repeat_interleave(size, dim=1), strict=True):
-            row = torch.zeros(clip.shape[0])
-            row[mask.cpu()] = measure(grey(unit_pixels(clip[mask], self.transform)))
-            rows.append(row.view(-1, size).mean(dim=1))
-        return torch.stack(rows).to(x.device)
-
-    def _check_aggregation(self, how: TemporalAggregation, *, attention: bool = False) -> TemporalAggregation:
-        """`how`, if it is possible. Raises OptionError naming what is."""
-        token = isinstance(self.tower, ClipTower) and self.tower.model.config.class_token
-        valid = [name for name in AGGREGATIONS if name != "cls_token" or (token and self.temporal is None)]
-        if how not in valid:
-            raise OptionError(f"temporal_aggregation: expected one of {', '.join(valid)}, got {how!r}")
-        if attention and how in ("lstm", "cls_token"):
-            raise OptionError(
-                f"temporal attention: {how!r} weighs no frames; use 'attention', 'mean' or 'max', or ask for "
-                "return_layer_attention"
-            )
-        return how
-
-
-def _frame_config(max_frames: int, fps: float, layers: int, width: int, num_heads: int | None) -> VideoConfig:
-    """Of an encoder that looks at every frame; without layers there is no temporal model."""
-    if layers < 0:
-        raise OptionError(f"temporal_layers: expected 0 or more, got {layers}")
-    temporal = sequence_config(width, max_frames, depth=layers, num_heads=num_heads) if layers else None
-    return VideoConfig(max_frames=max_frames, fps=float(fps), temporal=temporal)
+    @property
+    def _gives_token(self) -> bool:
+        """Whether a class token of the tower can be the clip's feature."""
+        has_token = isinstance(self.tower, ClipTower) and self.tower.model.config.class_token
+        return has_token and self.temporal is None
 
 
 def _head(tower: FrameTower | ClipTower, config: VideoConfig) -> SequenceHead | None:
@@ -455,19 +417,3 @@ def _furnish(encoder: VideoEncoder, parts: VideoParts, enable_preprocessing: boo
     encoder.head = nn.Identity() if output_dim in (None, tower.dim) else nn.Linear(tower.dim, output_dim or 0)
     encoder.enable_preprocessing, encoder.seed, encoder.trained = enable_preprocessing, seed, parts.trained
     encoder.eval()
-
-
-class _seeded:  # noqa: N801  reads as a verb: with _seeded(seed)
-    """Inside, random weights come from `seed`, and the global generator is left as it was; None changes nothing."""
-
-    def __init__(self, seed: int | None) -> None:
-        self._seed = seed
-
-    def __enter__(self) -> None:
-        self._state = torch.get_rng_state()
-        if self._seed is not None:
-            torch.manual_seed(self._seed)
-
-    def __exit__(self, *_: object) -> None:
-        if self._seed is not None:
-            torch.set_rng_state(self._state)

@@ -4,25 +4,29 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the field's own name for it
 from torch import Tensor, nn
 
-from encoders_core.encoder import Encoder, Vectors, as_output, batch_slices, seeded
-from encoders_core.errors import InputError, OptionError
+from encoders_core.encoder import Encoder, Vectors, as_output, seeded
+from encoders_core.errors import OptionError
 from encoders_core.image_transform import ImageTransform
 from encoders_core.images import ChannelOrder, ValueRange, as_batch, is_single, load_images
 from encoders_core.models.positions import resize_positions
 from encoders_core.models.vit import VisionTransformer, VitConfig
 from encoders_core.options import check_options, refuse_unknown
-from encoders_core.results import VisionResult, join
+from encoders_core.results import VisionResult
 from encoders_core.vision_settings import ADVANCED_OPTIONS, advanced_changes
 from encoders_core.weights.files import load_strictly
 from encoders_core.weights.hub import locate
 from encoders_core.weights.vision import VisionCheckpoint, open_vision, save_vision
+
+if TYPE_CHECKING:
+    from encoders_core.medical_encoder import MedicalEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +34,22 @@ _ENCODE_IMAGE_WORDS: Final = (
     *("batch_size", "show_progress_bar", "convert_to_numpy", "convert_to_tensor", "normalize_embeddings"),
     *("truncate_dim", "channel_order", "value_range"),
 )
+
+_SPECIALIZATIONS: Final = ("medical_imaging",)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Pictures made ready: `x` (B, C, H, W) is model input, `sources` says of each where it came from, if that matters."""
+
+    x: Tensor
+    sources: tuple[Any, ...] = ()
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def __getitem__(self, rows: slice) -> "Prepared":
+        return Prepared(self.x[rows], self.sources[rows])
 
 
 class VisionEncoder(Encoder):
@@ -41,6 +61,8 @@ class VisionEncoder(Encoder):
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
+    READING: ClassVar[tuple[str, ...]] = ("channel_order", "value_range")
+    """Options of `encode` and `encode_image` that say how pictures are read."""
     model: VisionTransformer
     transform: ImageTransform
     """Preprocessing; replace it to change it."""
@@ -118,6 +140,30 @@ class VisionEncoder(Encoder):
         _furnish(encoder, model, found.transform, enable_preprocessing, trained=found.trained)
         return encoder.to(device=device)
 
+    @classmethod
+    def create_specialized(
+        cls,
+        specialization: str,
+        config: Mapping[str, Any] | None = None,
+        *,
+        source: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> "MedicalEncoder":
+        """An encoder for pictures of one kind, "medical_imaging": see `MedicalEncoder` for what `config` knows.
+
+        `source` names trained weights, and `options` are those of `from_pretrained`; without it they are those of the
+        constructor, and the weights are random. Raises OptionError that names the valid words.
+        """
+        if specialization not in _SPECIALIZATIONS:
+            raise OptionError(
+                f"specialization: expected one of {', '.join(map(repr, _SPECIALIZATIONS))}, got {specialization!r}"
+            )
+        from encoders_core.medical_encoder import MedicalEncoder  # noqa: PLC0415  it imports this module
+
+        if source is not None:
+            return MedicalEncoder.from_pretrained(source, config=config, **options)
+        return MedicalEncoder(config, **options)
+
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `config.json`, `preprocessor_config.json` and `model.safetensors`, for `from_pretrained`."""
         save_vision(Path(directory), self.config, self.transform, self.model.state_dict(), trained=self.trained)
@@ -161,19 +207,16 @@ class VisionEncoder(Encoder):
         more passes: the mean cosine (at least 0) between the features of the picture and of its mirror image and two
         shifts by half a patch. Raises InputError for what is no picture.
         """
-        items = as_batch(images)
-        parts = []
-        with self.inference():
-            for rows in batch_slices(max(1, len(items)), batch_size):  # an empty batch is a batch too
-                x = self.preprocess(items[rows], channel_order, value_range)
-                part = self._encode_batch(x, attention=return_attention_weights, patches=return_patch_features)
-                if return_confidence:
-                    part = dataclasses.replace(part, confidence=self._confidence(x, part.features))
-                parts.append(part)
-        result = join(parts)
-        if not normalize_output:
-            return result
-        return dataclasses.replace(result, features=F.normalize(result.features, dim=-1))
+        items = self.items(images)
+
+        def encode_rows(rows: slice) -> VisionResult:
+            x = self.prepare(items[rows], channel_order=channel_order, value_range=value_range).x
+            part = self._encode_batch(x, attention=return_attention_weights, patches=return_patch_features)
+            return dataclasses.replace(
+                part, confidence=self.confidence(x, part.features) if return_confidence else None
+            )
+
+        return self.encode_all(len(items), encode_rows, batch_size=batch_size, normalize=normalize_output)
 
     def encode_image(
         self,
@@ -187,19 +230,20 @@ class VisionEncoder(Encoder):
         truncate_dim: int | None = None,
         channel_order: ChannelOrder = "rgb",
         value_range: ValueRange = "auto",
-        **unknown: object,
+        **reading: Any,
     ) -> Vectors:
         """Pictures -> vectors, with the conventions of sentence-transformers: numpy float32 unless asked otherwise.
 
         A list, or an array or tensor with a batch axis, gives (B, D); one picture gives (D,). `show_progress_bar=None`
         shows it on a terminal when there is more than one batch. Raises InputError, OptionError.
         """
-        refuse_unknown(unknown, _ENCODE_IMAGE_WORDS, "encode_image")
+        refuse_unknown(reading, dict.fromkeys((*_ENCODE_IMAGE_WORDS, *self.READING)), "encode_image")
         if self.config.pool == "none":
             raise OptionError("encode_image gives one vector a picture, but use_pooling is off: use encode")
+        reading |= {"channel_order": channel_order, "value_range": value_range}
         vectors = self.embed_all(
             as_batch(images),
-            lambda batch: self.model(self.preprocess(batch, channel_order, value_range)),
+            lambda batch: self(self.preprocess(batch, **reading)),
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
         )
@@ -212,21 +256,19 @@ class VisionEncoder(Encoder):
             truncate_dim=truncate_dim,
         )
 
+    def items(self, images: Any) -> "list[Any] | Prepared":
+        """What `encode` counts: the pictures of a batch one by one, not yet loaded."""
+        return images if isinstance(images, Prepared) else as_batch(images)
+
+    def prepare(self, images: Any, **reading: Any) -> "Prepared":
+        """Items -> model input, for `encode`; the options in `READING` say how they are read."""
+        return images if isinstance(images, Prepared) else Prepared(self.preprocess(images, **reading))
+
     def preprocess(self, images: Any, channel_order: ChannelOrder = "rgb", value_range: ValueRange = "auto") -> Tensor:
         """Pictures, see `load_images` -> normalised (B, C, H, W) on the device and in the dtype of the weights."""
         channels = self.config.in_chans
         pictures = load_images(images, channels=channels, channel_order=channel_order, value_range=value_range)
-        pixels = [picture.dtype == torch.uint8 for picture in pictures]
-        if any(pixels) and not self.enable_preprocessing:
-            raise InputError("preprocessing is off: expected normalised floats (B, C, H, W), got uint8 pixels")
-        if all(pixels):
-            batch = self.transform(pictures)
-        else:
-            ready = [self.transform([one])[0] if raw else one for one, raw in zip(pictures, pixels, strict=True)]
-            if len({picture.shape for picture in ready}) > 1:
-                sizes = sorted({tuple(picture.shape) for picture in ready})
-                raise InputError(f"expected pictures of one size in a batch of model input, got {sizes}")
-            batch = torch.stack(ready)
+        batch = self.transform.model_input(pictures, enabled=self.enable_preprocessing)
         return batch.to(self.device, self.dtype)
 
     def configure_advanced_settings(self, config: Mapping[str, Any]) -> None:
@@ -260,10 +302,14 @@ class VisionEncoder(Encoder):
             prefix=prefix,
         )
 
-    def _confidence(self, x: Tensor, features: Tensor) -> Tensor:
+    def views(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Model input looked at in other ways, which should mean the same."""
         step = max(1, self.config.patch_size // 2)
-        views = (x.flip(-1), _shifted(x, step), _shifted(x, -step))
-        cosines = [F.cosine_similarity(features, self.model(view).float(), dim=-1) for view in views]
+        return x.flip(-1), shifted(x, step), shifted(x, -step)
+
+    def confidence(self, x: Tensor, features: Tensor) -> Tensor:
+        """(B,) mean cosine, at least 0, between `features` of model input and those of its `views`."""
+        cosines = [F.cosine_similarity(features, self(view).float(), dim=-1) for view in self.views(x)]
         agreement = torch.stack(cosines).mean(dim=0)
         return (agreement if agreement.ndim == 1 else agreement.mean(dim=1)).clamp(0.0, 1.0)
 
@@ -294,7 +340,7 @@ def _at_size(found: VisionCheckpoint, size_hw: tuple[int, int]) -> VisionCheckpo
     return dataclasses.replace(found, config=new, transform=transform, tensors=tensors)
 
 
-def _shifted(x: Tensor, step: int) -> Tensor:
+def shifted(x: Tensor, step: int) -> Tensor:
     """(B, C, H, W) moved down and right by `step` pixels (up and left when negative); the edge fills the gap."""
     before, after = max(step, 0), max(-step, 0)
     padded = F.pad(x, (before, after, before, after), mode="replicate")

@@ -1,5 +1,6 @@
 """How much moves from frame to frame: optical flow in pixels, or, cheaper, the difference in grey levels."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +10,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from encoders_core.errors import OptionError
+from encoders_core.image_transform import ImageTransform
+from encoders_core.video.clips import unit_pixels
+from encoders_core.video.sampling import grey
+
+
+def step_motion(
+    x: Tensor, counts: Tensor, tubelet_size: int, transform: ImageTransform, measure: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """(B, T, C, H, W) model input, (B, steps) True where a step counts -> (B, steps); of a tubelet the mean of its frames."""
+    rows = []
+    for clip, mask in zip(x.detach(), counts.repeat_interleave(tubelet_size, dim=1), strict=True):
+        row = torch.zeros(clip.shape[0])
+        row[mask.cpu()] = measure(grey(unit_pixels(clip[mask], transform)))
+        rows.append(row.view(-1, tubelet_size).mean(dim=1))
+    return torch.stack(rows).to(x.device)
 
 
 def difference_motion(grey: Tensor) -> Tensor:

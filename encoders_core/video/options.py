@@ -101,6 +101,14 @@ def sequence_config(width: int, max_frames: int, **options: Any) -> SequenceConf
     return SequenceConfig(width=width, num_heads=heads, max_frames=max_frames, **options)
 
 
+def frame_config(max_frames: int, fps: float, layers: int, width: int, num_heads: int | None) -> VideoConfig:
+    """Of an encoder that looks at every frame; without layers there is no temporal model."""
+    if layers < 0:
+        raise OptionError(f"temporal_layers: expected 0 or more, got {layers}")
+    temporal = sequence_config(width, max_frames, depth=layers, num_heads=num_heads) if layers else None
+    return VideoConfig(max_frames=max_frames, fps=float(fps), temporal=temporal)
+
+
 def changed(
     config: VideoConfig, given: Mapping[str, Any], *, width: int, num_heads: int
 ) -> tuple[VideoConfig, Interpolation | None]:
@@ -138,3 +146,16 @@ def _temporal(config: VideoConfig, modeling: dict[str, Any], *, width: int, num_
         {"depth": _DEPTH} | kept | {ours: modeling[theirs] for theirs, ours in words.items() if theirs in modeling}
     )
     return sequence_config(width, config.max_frames, num_heads=num_heads, **options)
+
+
+def check_aggregation(how: TemporalAggregation, *, token: bool, attention: bool = False) -> TemporalAggregation:
+    """`how`, if it is possible, with a class token or without, and with attention to report. Raises OptionError."""
+    valid = [name for name in AGGREGATIONS if name != "cls_token" or token]
+    if how not in valid:
+        raise OptionError(f"temporal_aggregation: expected one of {', '.join(valid)}, got {how!r}")
+    if attention and how in ("lstm", "cls_token"):
+        raise OptionError(
+            f"temporal attention: {how!r} weighs no frames; use 'attention', 'mean' or 'max', or ask for "
+            "return_layer_attention"
+        )
+    return how

@@ -211,6 +211,25 @@ def test_bfloat16_on_a_cpu_is_measured_and_float16_refused(
     assert encoder.memory is None
 
 
+def test_options_of_memory_reach_the_copy_alone(encoder: VisionEncoder) -> None:
+    asked = {"use_flash_attention": False, "gradient_checkpointing": True, "mixed_precision": False}
+    optimized = encoder.optimize_for_device(asked)
+    assert optimized.memory is not None
+    assert (optimized.memory.fused_attention, optimized.memory.gradient_checkpointing) == (False, True)
+    assert optimized.memory.autocast is None
+    assert report_of(optimized).applied.keys() == asked.keys()
+    assert encoder.memory is None
+
+
+def test_compile_mode_compiles_what_is_on_a_gpu(encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(VisionEncoder, "device", property(lambda _: torch.device("cuda")))
+    monkeypatch.setattr(nn.Module, "compile", lambda _, mode: modes.append(mode))
+    report = report_of(encoder.optimize_for_device({"compile_mode": "max-autotune"}))
+    assert modes == ["max-autotune"]
+    assert "max-autotune" in report.applied["compile_mode"]
+
+
 def test_threads_and_vector_instructions(encoder: VisionEncoder) -> None:
     torch.set_num_threads(2)
     report = report_of(encoder.optimize_for_device({"threading": "auto", "vectorization": True}))

@@ -147,6 +147,19 @@ def test_float16_is_for_gpus() -> None:
     assert precision_obstacle("cpu", "float16")
 
 
+def test_loss_scaling_brings_a_scaler_where_float16_is_possible(
+    encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encoders_core.memory.precision_obstacle", lambda *_: None)
+    report = encoder.apply_memory_optimizations({"mixed_precision": {"dtype": "float16", "loss_scaling": "dynamic"}})
+    assert "for the training loop" in report.applied["loss_scaling"]
+    scaler = settings(encoder).loss_scaler
+    assert isinstance(scaler, torch.amp.GradScaler)
+    assert float(scaler.scale(torch.tensor(2.0))) == 2.0 * scaler.get_scale() > 1000.0
+    encoder.apply_memory_optimizations({"mixed_precision": {"dtype": "float16", "loss_scaling": "none"}})
+    assert settings(encoder).loss_scaler is None
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_chunks_bound_what_is_computed_at_once(encoder: VisionEncoder, overlap: bool) -> None:
     images = [np.random.default_rng(i).integers(0, 256, (20 + i, 40, 3), np.uint8) for i in range(7)]
@@ -238,6 +251,35 @@ def test_pictures_come_from_the_cache_until_something_changes(encoder: VisionEnc
     Image.fromarray(255 - pixels).save(tmp_path / "one.png")
     encoder.encode(batch)
     assert calls.sizes[3:] == [3, 3, 1], "weights, manners, a file's content"
+
+
+def test_cache_size_bounds_what_is_kept_and_off_forgets(encoder: VisionEncoder) -> None:
+    encoder.apply_memory_optimizations({"caching": {"cache_size_mb": 0.002, "cache_policy": "lru"}})
+    images = list(pictures(6))
+    encoder.encode(images)
+    cache = settings(encoder).cache
+    assert cache is not None
+    assert len(cache) == 3, "12 floats and 512 bytes around them, each"
+    encoder.encode(images[3:])
+    assert cache.hits == 3, "the last used stay"
+    encoder.apply_memory_optimizations({"caching": {"enable_feature_caching": False}})
+    assert settings(encoder).cache is None
+
+
+def test_equal_pictures_are_computed_once(encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    expected = encoder.encode([one, other, one, one, other]).features
+    encoder.apply_memory_optimizations({"caching": {"enable_feature_caching": True}})
+    sizes, real = [], type(encoder).preprocess
+
+    def spy(self: VisionEncoder, images: Any, *args: Any, **options: Any) -> Any:
+        sizes.append(len(images))
+        return real(self, images, *args, **options)
+
+    monkeypatch.setattr(VisionEncoder, "preprocess", spy)
+    torch.testing.assert_close(encoder.encode([one, other, one, one, other]).features, expected)
+    torch.testing.assert_close(encoder.encode([other, one]).features, expected[[1, 0]])
+    assert sizes == [2]
 
 
 def test_clips_and_features_are_cached_by_call(combiner: MultimodalCombiner) -> None:

@@ -159,7 +159,7 @@ def test_preprocessing_of_frames_equals_transformers(transformers: ModuleType, t
     ours = VideoEncoder.from_pretrained(tmp_path)
     frames = np.random.default_rng(0).integers(0, 256, (4, 60, 80, 3), dtype=np.uint8)
     theirs = processor(list(frames), return_tensors="pt").pixel_values[0]
-    mine = ours._frames([torch.from_numpy(frame).permute(2, 0, 1) for frame in frames])
+    mine = ours.transform([torch.from_numpy(frame).permute(2, 0, 1) for frame in frames])
     assert float((theirs - mine).abs().max()) <= 1.001 / 255 / min(ours.transform.std)
     features = ours.encode(frames).features
     assert float(torch.cosine_similarity(features, ours.encode(theirs[None]).features)) >= 0.9999
