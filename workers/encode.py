@@ -296,7 +296,8 @@ class EncodeWorker:
                 "encode_cpu_us": self._encode_cpu_ns // 1000,
             }
             for camera, found in self._encoder.statistics().items():
-                self._health.counters[f"estimated_fvu_ppm.{camera}"] = round(found.estimated_fvu * 1e6)
+                if found.estimated_fvu is not None:
+                    self._health.counters[f"estimated_fvu_ppm.{camera}"] = round(found.estimated_fvu * 1e6)
                 self._health.counters[f"capped.{camera}"] = found.counts.capped
             self._tell_fidelity(every=True)
             self._sender.send(self._health.snapshot())

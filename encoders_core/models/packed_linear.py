@@ -5,9 +5,9 @@ against the plain layer before it is used. torch sends float32 products to MKL, 
 Intel's; oneDNN uses AVX-512 and bfloat16 wherever they are.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the field's own name for it
@@ -61,6 +61,18 @@ class PackedLinear(nn.Linear):
         name, kind = _FUSED[self.act]
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.compute), weight, bias, name, [], kind)  # noqa: SLF001  see the module
         return out.to(x.dtype)
+
+    def frozen(self, rows: int) -> Callable[[Tensor], Tensor]:
+        """The same as a plain function, for inference with weights that stay: (M, K) float32 -> (M, N) float32, M > 0.
+
+        Laid out for about `rows` rows; a call costs half of what `forward` costs beside the product.
+        """
+        weight, bias = self._packed(rows)
+        name, kind = _FUSED[self.act]
+        product, compute, nothing = torch.ops.mkldnn._linear_pointwise.default, self.compute, list[Any]()  # noqa: SLF001  see the module
+        if compute == torch.float32:
+            return lambda x: cast("Tensor", product(x, weight, bias, name, nothing, kind))
+        return lambda x: cast("Tensor", product(x.to(compute), weight, bias, name, nothing, kind)).to(x.dtype)
 
     def _suits(self, x: Tensor) -> bool:
         plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not x.numel()

@@ -56,6 +56,8 @@ class Plan:
     None: as many as the plan wants."""
     refresh: bool = False
     """Set before the encoding starts: a dense pass is due, as nothing but the age of what is remembered asks for one."""
+    study: bool = False
+    """Set with `refresh` when there is time: what the encoder likes to know of a camera may be measured anew."""
 
 
 class FrameEncoder(Protocol):
@@ -243,9 +245,16 @@ def load_frame_encoder(
 
     `fit` is how pictures fill its square. Raises OptionError for an unknown name, WeightsNotFoundError or WeightsError when its weights cannot be had.
     """
+    if name not in _ENCODERS and Path(name).is_dir():
+        from encoders_core.realtime.vit_frame_encoder import load_vit  # noqa: PLC0415  it knows this module
+
+        if weights is not None:
+            raise OptionError(f"{name} has weights of its own: expected no other file, got {weights}")
+        return load_vit(name, fit)
     if name not in _ENCODERS:
         near = difflib.get_close_matches(name, _ENCODERS, n=1, cutoff=0.0)
         raise OptionError(
-            f"unknown frame encoder {name!r}: did you mean {near[0]!r}? There are: {', '.join(sorted(_ENCODERS))}"
+            f"unknown frame encoder {name!r}: did you mean {near[0]!r}? There are: {', '.join(sorted(_ENCODERS))}, "
+            "and every directory with a ViT checkpoint"
         )
     return _ENCODERS[name](weights, fit)

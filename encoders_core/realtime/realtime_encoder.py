@@ -42,11 +42,11 @@ _BLOCK_MEMORY = 0.99
 class CameraStatistics:
     """`counts` adds up at any moment; `estimated_fvu` is what holding frames has cost, as the gate's own samples suggest.
 
-    `fidelity` is measured: None without audits.
+    `estimated_fvu` is None for a gate that cannot tell, `fidelity` without audits.
     """
 
     counts: CameraCounts
-    estimated_fvu: float
+    estimated_fvu: float | None
     fidelity: Fidelity | None = None
 
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from encoders_core.realtime.frame_gate import Decision, FrameGate
 from encoders_core.realtime.intake import shrink_frame
 from encoders_core.realtime.load import Level
 from encoders_core.realtime.temporal import TemporalState, TemporalStepper
+from encoders_core.realtime.token_gate import RowEncoder, TokenGate
 
 _EVERY_FRAME = Change(score=0.0, share=1.0, cut=False, light=False)
 Stood = Callable[[NDArray[np.float32] | None], None]
@@ -46,7 +47,7 @@ class Session:
     ) -> None:
         self._encoder = encoder
         self._state: Any = encoder.new_state()
-        self._gate = FrameGate(gate, encoder.calibration) if gate else None
+        self._gate = _new_gate(encoder, gate) if gate else None
         self._stepper = temporal
         self._temporal: TemporalState | None = temporal.new_state() if temporal else None
         self._pending: list[Stood | None] = []
@@ -71,7 +72,7 @@ class Session:
         return twin
 
     @property
-    def estimated_fvu(self) -> float:
+    def estimated_fvu(self) -> float | None:
         """What holding frames has cost, as the gate's audits suggest; 0 without a gate."""
         return self._gate.estimated_fvu if self._gate else 0.0
 
@@ -93,6 +94,9 @@ class Session:
         self.at_ns = at_ns
         if self._gate is None or self._exact:
             return Decision("change" if self._begun else "cold", _EVERY_FRAME, 1.0)
+        if isinstance(self._gate, TokenGate):
+            look = cast("RowEncoder", self._encoder).look
+            return self._gate.decide(frame, at_ns, lambda: look(self._state, frame), slack=slack)
         return self._gate.decide(frame, at_ns, slack=slack)
 
     def wish(self, frame: NDArray[np.uint8], decision: Decision) -> Plan | None:
@@ -117,7 +121,7 @@ class Session:
         if fresh:
             plan.cold = cold or decision.reason == "cut"
         elif decision.reason == "max_hold":
-            plan.refresh = True
+            plan.refresh, plan.study = True, decision.early
         elif level is not None and not plan.cold and level.row_cap < plan.rows_total:
             plan.row_cap = level.row_cap
         self.tokens_total = plan.rows_total
@@ -168,3 +172,8 @@ class Session:
             return None
         output: NDArray[np.float32] = self._stepper.step(self._temporal, torch.from_numpy(features)[None])[0].numpy()
         return output
+
+
+def _new_gate(encoder: FrameEncoder, config: GateConfig) -> FrameGate | TokenGate:
+    """By the rows of a model that can tell what a frame would change, else by pictures."""
+    return TokenGate(config) if isinstance(encoder, RowEncoder) else FrameGate(config, encoder.calibration)

@@ -8,10 +8,10 @@ forgotten: it stays in the difference until it is.
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from encoders_core.models.vit import VitConfig
+from encoders_core.realtime.token_kernels import Floats
 
 Gate = Literal["qkv", "proj", "mlp"]
 GATES: Final[tuple[Gate, ...]] = ("qkv", "proj", "mlp")
@@ -21,8 +21,8 @@ GATES: Final[tuple[Gate, ...]] = ("qkv", "proj", "mlp")
 class GateMemory:
     """One gate: `reference` (N, D) is the input of each row when it was last computed, `output` (N, D to 3 D) its result."""
 
-    reference: Tensor
-    output: Tensor
+    reference: Floats
+    output: Floats
 
 
 @dataclass(slots=True)
@@ -35,14 +35,14 @@ class AttentionWatch:
     """
 
     moved: float
-    seen: Tensor
-    drift: Tensor
-    slope: Tensor
+    seen: Floats
+    drift: Floats
+    slope: Floats
 
     @classmethod
     def of(cls, rows: int) -> "AttentionWatch":
         """Nothing known of any row."""
-        return cls(0.0, torch.zeros(rows), torch.zeros(rows), torch.full((rows,), torch.inf))
+        return cls(0.0, np.zeros(rows, np.float32), np.zeros(rows, np.float32), np.full(rows, np.inf, np.float32))
 
 
 @dataclass(slots=True)
@@ -61,9 +61,9 @@ class TokenCache:
     def __init__(self) -> None:
         self.blocks: list[BlockMemory] = []
         """Empty before the first frame and after a reset."""
-        self.importance: Tensor | None = None
+        self.importance: Floats | None = None
         """(depth, 3, N): how far a change of one row at one gate moves the features; None before it has been measured."""
-        self.limits: Tensor | None = None
+        self.limits: Floats | None = None
         """(depth, 3, N): how long a change of a row may be before its gate lets it through; from `importance`."""
         self.next_refresh = 0
         """The row that is next in the rolling refresh."""
@@ -76,13 +76,13 @@ class TokenCache:
     @property
     def nbytes(self) -> int:
         """Bytes held now."""
-        return sum(tensor.nbytes for tensor in self._tensors())
+        return sum(array.nbytes for array in self._arrays())
 
     def reset(self) -> None:
         """Forget what was computed. The importance of places stays: a camera's places do."""
         self.blocks, self.next_refresh = [], 0
 
-    def _tensors(self) -> list[Tensor]:
+    def _arrays(self) -> list[Floats]:
         gates = [gate for block in self.blocks for gate in (block.qkv, block.proj, block.mlp)]
         watches = [part for block in self.blocks for part in (block.watch.seen, block.watch.drift, block.watch.slope)]
         places = [part for part in (self.importance, self.limits) if part is not None]
@@ -98,4 +98,4 @@ def memory_bytes(config: VitConfig) -> int:
     numbers = config.depth * rows * (8 * dim + 9)
     if config.pool == "cls":
         numbers -= 5 * rows * dim - 4 * dim
-    return torch.float32.itemsize * numbers
+    return np.dtype(np.float32).itemsize * numbers

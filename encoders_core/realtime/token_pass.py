@@ -5,223 +5,236 @@ are each camera's own.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  the field's own name for it
-from torch import Tensor
+from torch import Tensor, nn
 
-from encoders_core.models.layers import Block
+from encoders_core.errors import OptionError
+from encoders_core.models.layers import Block, Mlp
+from encoders_core.models.packed_linear import PackedLinear
 from encoders_core.models.vit import VisionTransformer
-from encoders_core.realtime.token_cache import GATES, AttentionWatch, BlockMemory, Gate, GateMemory, TokenCache
+from encoders_core.realtime import token_kernels as kernels
+from encoders_core.realtime.token_cache import AttentionWatch, BlockMemory, GateMemory, TokenCache
+from encoders_core.realtime.token_kernels import Floats, Indices
+from encoders_core.realtime.token_lane import Counts, Lane, learn
 
-_SLOPE_RATE: Final = 0.3
-_MOVED: Final = 1e-3  # of `moved`: below it a slope would be noise over nothing
-_MAX_MOVED: Final = 1e4  # float32 sums stay exact enough
-
-
-@torch.inference_mode()
-def dense_pass(network: VisionTransformer, cache: TokenCache, image: Tensor) -> Generator[None, None, Tensor]:
-    """(1, C, H, W) normalised -> yields between blocks, returns (output_dim,): `network(image)[0]` to the bit.
-
-    The cache is filled anew.
-    """
-    cache.reset()
-    x, blocks = network.embed(image), list[BlockMemory]()
-    for index, block in enumerate(network.layers):
-        x, memory = _dense_block(block, x, only_class=_only_class(network, index))
-        blocks.append(memory)
-        yield
-    cache.blocks = blocks
-    return network.forward_head(network.norm(x))[0]
+Layer = Callable[[Tensor], Tensor]
+_ROWS: Final = 32
+"""Rows that packed weights are laid out for: the layout for 197 costs a tenth more with few, this one nothing with many."""
 
 
-def _only_class(network: VisionTransformer, index: int) -> bool:
-    """Whether of this block's outputs the class token's alone is used."""
-    return network.config.pool == "cls" and index == network.config.depth - 1
+class TokenPasses:
+    """A ViT with norms in front of its layers, run densely or by its changed rows; it holds no camera's state."""
+
+    def __init__(self, network: VisionTransformer) -> None:
+        if not network.config.pre_layer_norm:
+            raise OptionError(
+                "expected a ViT with norms in front of attention and feed-forward, got one with them behind"
+            )
+        self.network = network.eval()
+        lonely = network.layers[-1] if network.config.pool == "cls" else None
+        self._blocks = [_GatedBlock(block, class_only=block is lonely) for block in network.layers]
+
+    @torch.inference_mode()
+    def embed(self, image: Tensor) -> Floats:
+        """(1, C, H, W) normalised -> (N, D) float32, the input of the blocks."""
+        tokens: Floats = self.network.embed(image)[0].contiguous().numpy()
+        return tokens
+
+    def first_change(self, cache: TokenCache, tokens: Floats) -> Floats:
+        """(N, D) of `embed` -> (N,) how far each row is from what the first gate last let through."""
+        return self._blocks[0].first_change(cache.blocks[0], tokens)
+
+    @torch.inference_mode()
+    def dense(self, cache: TokenCache, tokens: Floats) -> Generator[None, None, Floats]:
+        """(N, D) of `embed` -> yields between blocks, returns (output_dim,): what the network gives, to the bit.
+
+        The cache is filled anew.
+        """
+        cache.reset()
+        x, memories = torch.from_numpy(tokens)[None], list[BlockMemory]()
+        for block in self._blocks:
+            x, memory = block.dense(x)
+            memories.append(memory)
+            yield
+        cache.blocks = memories
+        features: Floats = self.network.forward_head(self.network.norm(x))[0].numpy()
+        return features
+
+    @torch.inference_mode()
+    def gated(self, lanes: Sequence[Lane]) -> Generator[None, None, Floats]:
+        """Lanes with warm caches -> yields between blocks, returns (B, output_dim). Changed rows alone are computed.
+
+        With limits of 0 it equals the network but for rounding.
+        """
+        for index, block in enumerate(self._blocks):
+            block.gated(index, lanes)
+            yield
+        x = torch.from_numpy(np.stack([lane.x for lane in lanes]))
+        features: Floats = self.network.forward_head(self.network.norm(x)).numpy()
+        return features
 
 
-def _dense_block(block: Block, x: Tensor, *, only_class: bool) -> tuple[Tensor, BlockMemory]:
-    normed, rows = block.norm1(x), x.shape[1]
-    if only_class:
-        q, k, v = block.attn.heads(normed[:, :1], normed)
-        qkv, x = torch.cat((k, v), dim=1).transpose(1, 2).flatten(2), x[:, :1]
-    else:
-        qkv = block.attn.qkv(normed)
-        q, k, v = (part.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-    looked = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    projected = block.ls1(block.attn.proj(looked))
-    x = x + projected
-    middle = block.norm2(x)
-    fed = block.ls2(block.mlp(middle))
-    memory = BlockMemory(
-        GateMemory(normed[0], qkv[0]),
-        GateMemory(looked[0], projected[0]),
-        GateMemory(middle[0], fed[0]),
-        AttentionWatch.of(rows),
-    )
-    return x + fed, memory
+class _Pick(NamedTuple):
+    """Rows `places` of `source` that a gate lets through: they become rows `indices` of its memory."""
+
+    source: Floats
+    places: Indices
+    memory: GateMemory
+    indices: Indices
 
 
-class Counts(NamedTuple):
-    """Rows of one block that were computed by its QKV, looked at by its attention, and computed behind it."""
+class _GatedBlock:
+    """One block of the network. With `class_only`, behind its keys and values the class token alone is computed."""
 
-    qkv: int
-    attention: int
-    proj: int
-    mlp: int
+    def __init__(self, block: Block, *, class_only: bool) -> None:
+        self._block, self._class_only = block, class_only
+        self._heads, self._dim = block.attn.num_heads, block.attn.proj.in_features
+        self._norm1, self._norm2 = _Norm(block.norm1), _Norm(block.norm2)
+        self._query = _linear(block.attn.qkv, 0, self._dim) if class_only else None
+        self._qkv = _linear(block.attn.qkv, self._dim if class_only else 0)
+        self._proj = _scaled(_linear(block.attn.proj), block.ls1)
+        self._mlp = _scaled(_mlp(block.mlp), block.ls2)
 
+    def first_change(self, memory: BlockMemory, tokens: Floats) -> Floats:
+        """(N, D) -> (N,)."""
+        return self._norm1.measure(tokens, memory.qkv.reference, np.empty_like(tokens))
 
-@dataclass
-class Lane:
-    """One camera in a gated pass: its cache, its tokens (N, D) on their way through the blocks, how many may be computed.
+    def dense(self, x: Tensor) -> tuple[Tensor, BlockMemory]:
+        """(1, N, D) -> (1, N, D), or (1, 1, D) of the class token; and all that was computed."""
+        block, attn, rows = self._block, self._block.attn, x.shape[1]
+        normed = block.norm1(x)
+        if self._class_only:
+            q, k, v = attn.heads(normed[:, :1], normed)
+            qkv, x = torch.cat((k, v), dim=1).transpose(1, 2).flatten(2), x[:, :1]
+        else:
+            qkv = attn.qkv(normed)
+            q, k, v = (part.unflatten(-1, (self._heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        looked = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        projected = block.ls1(attn.proj(looked))
+        x = x + projected
+        middle = block.norm2(x)
+        fed = block.ls2(block.mlp(middle))
+        gates = (_memory(normed, qkv), _memory(looked, projected), _memory(middle, fed))
+        return x + fed, BlockMemory(*gates, AttentionWatch.of(rows))
 
-    `forced` (N,) is True for rows that every gate lets through: the rolling refresh. A subclass may choose otherwise.
-    """
+    def gated(self, index: int, lanes: Sequence[Lane]) -> None:
+        """Take the lanes' tokens through this block, in place."""
+        memories = [lane.cache.blocks[index] for lane in lanes]
+        opened = [self._open(index, lane, memory) for lane, memory in zip(lanes, memories, strict=True)]
+        for pick, computed in zip(opened, _product(self._qkv, opened), strict=True):
+            pick.memory.output[pick.indices] = computed
+        if self._query is not None:
+            self._finish_class(self._query, lanes, memories, opened)
+            return
+        looked = [
+            self._attend(index, lane, memory, pick.indices)
+            for lane, memory, pick in zip(lanes, memories, opened, strict=True)
+        ]
+        moved = [pick for pick, _ in looked]
+        _settle(lanes, moved, _product(self._proj, moved))
+        fed = [self._feed(index, lane, memory.mlp) for lane, memory in zip(lanes, memories, strict=True)]
+        _settle(lanes, fed, _product(self._mlp, fed))
+        for lane, first, (second, rows), third in zip(lanes, opened, looked, fed, strict=True):
+            lane.counts.append(Counts(len(first.indices), rows, len(second.indices), len(third.indices)))
 
-    cache: TokenCache
-    x: Tensor
-    row_cap: int | None = None
-    forced: Tensor | None = None
-    counts: list[Counts] = field(default_factory=list)
+    def _open(self, index: int, lane: Lane, memory: BlockMemory) -> _Pick:
+        change = self._norm1.measure(lane.x, memory.qkv.reference, lane.normed)
+        chosen = lane.choose(index, "qkv", change)
+        memory.watch.moved += float(change[chosen].sum())
+        return _Pick(lane.normed, chosen, memory.qkv, chosen)
 
-    def choose(self, block: int, gate: Gate, change: Tensor, rows: Tensor | None = None) -> Tensor:
-        """(M,) lengths of change of all rows, or of `rows` -> indices into them to compute; the most urgent if capped."""
-        limit = self._limit(block, gate)
-        if rows is not None:
-            limit = limit[rows]
-        chosen = (change > limit).nonzero().squeeze(1)
-        if self.row_cap is None or len(chosen) <= self.row_cap:
-            return chosen
-        limit = limit[chosen]
-        urgency = (change[chosen] / limit).where(limit >= 0, torch.inf)
-        return chosen[urgency.topk(self.row_cap).indices]
+    def _attend(self, index: int, lane: Lane, memory: BlockMemory, changed: Indices) -> tuple[_Pick, int]:
+        """The rows of attention that moved too far from what the projection saw of them; how many were looked at."""
+        rows = lane.look_at(index, changed)
+        looked = self._look(memory.qkv.output[rows, : self._dim], memory)
+        change = kernels.distances(looked, memory.proj.reference, rows)
+        chosen = lane.choose(index, "proj", change, rows)
+        learn(memory.watch, rows, change, chosen)
+        return _Pick(looked, chosen, memory.proj, rows[chosen]), len(rows)
 
-    def look_at(self, block: int, changed: Tensor) -> Tensor:
-        """Rows whose query changed -> all rows of attention to look at: these, and those that may have moved too far."""
-        watch = self.cache.blocks[block].watch
-        moved = (watch.slope * (watch.moved - watch.seen)).nan_to_num_(0.0, torch.inf)
-        needed = watch.drift + moved > self._limit(block, "proj")
-        needed[changed] = True
-        return needed.nonzero().squeeze(1)
+    def _feed(self, index: int, lane: Lane, memory: GateMemory) -> _Pick:
+        chosen = lane.choose(index, "mlp", self._norm2.measure(lane.x, memory.reference, lane.normed))
+        return _Pick(lane.normed, chosen, memory, chosen)
 
-    def _limit(self, block: int, gate: Gate) -> Tensor:
-        """(N,); negative where a row is let through whatever it is."""
-        if self.cache.limits is None:
-            raise AssertionError("a gated pass before the importance of rows was measured")
-        limit = self.cache.limits[block, GATES.index(gate)]
-        return limit if self.forced is None else limit.masked_fill(self.forced, -1.0)
+    def _look(self, queries: Floats, memory: BlockMemory) -> Floats:
+        """(M, D) queries, each over all keys and values of its camera -> (M, D)."""
+        split = (self._heads, self._dim // self._heads)
+        known = torch.from_numpy(memory.qkv.output[:, -2 * self._dim :])
+        k, v = known.view(-1, 2, *split).permute(1, 2, 0, 3)[:, None]
+        q = torch.from_numpy(queries).view(1, -1, *split).transpose(1, 2)
+        looked: Floats = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1).numpy()
+        return looked
 
-
-@torch.inference_mode()
-def gated_pass(network: VisionTransformer, lanes: Sequence[Lane]) -> Generator[None, None, Tensor]:
-    """Lanes with warm caches -> yields between blocks, returns (B, output_dim). Changed rows alone are computed.
-
-    With limits of 0 it equals the plain encoder but for rounding.
-    """
-    for index, block in enumerate(network.layers):
-        run = _last_block if _only_class(network, index) else _gated_block
-        run(block, index, lanes)
-        yield
-    return network.forward_head(network.norm(torch.stack([lane.x for lane in lanes])))
-
-
-Picked = tuple[Tensor, Tensor]
-"""Indices (M,) and the rows (M, D) to compute."""
-
-
-def _gated_block(block: Block, index: int, lanes: Sequence[Lane]) -> None:
-    memories = [lane.cache.blocks[index] for lane in lanes]
-    pairs = list(zip(lanes, memories, strict=True))
-    opened = [_open(lane, index, "qkv", memory.qkv, block.norm1(lane.x), memory.watch) for lane, memory in pairs]
-    _compute(block.attn.qkv, [memory.qkv for memory in memories], opened)
-    attended = [_attend(block, index, *pair, changed) for pair, (changed, _) in zip(pairs, opened, strict=True)]
-    _compute(
-        lambda rows: block.ls1(block.attn.proj(rows)), [memory.proj for memory in memories], [p for p, _ in attended]
-    )
-    for lane, memory in pairs:
-        lane.x = lane.x + memory.proj.output
-    fed = [_open(lane, index, "mlp", memory.mlp, block.norm2(lane.x)) for lane, memory in pairs]
-    _compute(lambda rows: block.ls2(block.mlp(rows)), [memory.mlp for memory in memories], fed)
-    for (lane, memory), first, (second, looked), third in zip(pairs, opened, attended, fed, strict=True):
-        lane.x = lane.x + memory.mlp.output
-        lane.counts.append(Counts(len(first[0]), looked, len(second[0]), len(third[0])))
-
-
-def _last_block(block: Block, index: int, lanes: Sequence[Lane]) -> None:
-    """Keys and values of the changed rows, then the class token alone."""
-    memories = [lane.cache.blocks[index] for lane in lanes]
-    attn, dim = block.attn, lanes[0].x.shape[1]
-    weight, bias = attn.qkv.weight, attn.qkv.bias
-    query_bias, other_bias = (None, None) if bias is None else (bias[:dim], bias[dim:])
-    normed = [block.norm1(lane.x) for lane in lanes]
-    opened = [
-        _open(lane, index, "qkv", memory.qkv, x) for lane, memory, x in zip(lanes, memories, normed, strict=True)
-    ]
-    _compute(lambda rows: F.linear(rows, weight[dim:], other_bias), [memory.qkv for memory in memories], opened)
-    queries = F.linear(torch.cat([x[:1] for x in normed]), weight[:dim], query_bias)
-    looked = [_look(query[None], memory, attn.num_heads) for query, memory in zip(queries, memories, strict=True)]
-    x = torch.cat([lane.x[:1] for lane in lanes]) + block.ls1(attn.proj(torch.cat(looked)))
-    x = x + block.ls2(block.mlp(block.norm2(x)))
-    for lane, row, (changed, _) in zip(lanes, x, opened, strict=True):
-        lane.x = row[None]
-        lane.counts.append(Counts(len(changed), 1, 1, 1))
+    def _finish_class(
+        self, query: Layer, lanes: Sequence[Lane], memories: list[BlockMemory], opened: list[_Pick]
+    ) -> None:
+        queries = query(torch.from_numpy(np.stack([lane.normed[0] for lane in lanes]))).numpy()
+        looked = [self._look(row[None], memory) for row, memory in zip(queries, memories, strict=True)]
+        x = torch.from_numpy(np.stack([lane.x[0] for lane in lanes])) + self._proj(
+            torch.from_numpy(np.concatenate(looked))
+        )
+        x = x + self._mlp(self._block.norm2(x))
+        for lane, row, pick in zip(lanes, x.numpy(), opened, strict=True):
+            lane.x = row[None]
+            lane.counts.append(Counts(len(pick.indices), 1, 1, 1))
 
 
-def _open(
-    lane: Lane, index: int, gate: Gate, memory: GateMemory, x: Tensor, watch: AttentionWatch | None = None
-) -> Picked:
-    """A gate: (N, D) input -> the rows that it lets through, remembered as the new reference."""
-    change = torch.linalg.vector_norm(x - memory.reference, dim=1)
-    indices = lane.choose(index, gate, change)
-    rows = x[indices]
-    memory.reference[indices] = rows
-    if watch is not None:
-        watch.moved += float(change[indices].sum())
-    return indices, rows
+class _Norm:
+    """A layer norm as the gates compute it: together with how far each row is from its reference."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self._weight: Floats = norm.weight.detach().numpy()
+        self._bias: Floats = norm.bias.detach().numpy()
+        self._eps = norm.eps
+
+    def measure(self, x: Floats, reference: Floats, normed: Floats) -> Floats:
+        """(N, D) -> (N,) lengths of change; the normalised rows are left in `normed`."""
+        return kernels.measure(x, self._weight, self._bias, self._eps, reference, normed)
 
 
-def _compute(layer: Callable[[Tensor], Tensor], memories: list[GateMemory], picked: list[Picked]) -> None:
-    """One matrix product for the rows of all cameras, the results put where they belong."""
-    rows = picked[0][1] if len(picked) == 1 else torch.cat([rows for _, rows in picked])
+def _product(layer: Layer, picks: Sequence[_Pick]) -> list[Floats]:
+    """One matrix product for the rows of all cameras; what came of each camera's."""
+    ends = np.cumsum([len(pick.places) for pick in picks])
+    rows = np.empty((ends[-1], picks[0].source.shape[1]), np.float32)
+    parts = np.split(rows, ends[:-1])
+    for pick, part in zip(picks, parts, strict=True):
+        kernels.let_through(pick.source, pick.places, pick.memory.reference, pick.indices, part)
     if not len(rows):
-        return
-    done = layer(rows).split([len(indices) for indices, _ in picked])
-    for memory, (indices, _), part in zip(memories, picked, done, strict=True):
-        memory.output[indices] = part
+        return [np.empty((0, pick.memory.output.shape[1]), np.float32) for pick in picks]
+    return np.split(layer(torch.from_numpy(rows)).numpy(), ends[:-1])
 
 
-def _attend(block: Block, index: int, lane: Lane, memory: BlockMemory, changed: Tensor) -> tuple[Picked, int]:
-    """The rows of attention that have moved too far from what the projection saw of them; how many were looked at."""
-    rows = lane.look_at(index, changed)
-    looked = _look(memory.qkv.output[rows, : lane.x.shape[1]], memory, block.attn.num_heads)
-    change = torch.linalg.vector_norm(looked - memory.proj.reference[rows], dim=1)
-    chosen = lane.choose(index, "proj", change, rows)
-    indices, moved = rows[chosen], looked[chosen]
-    memory.proj.reference[indices] = moved
-    _learn(memory.watch, rows, change, chosen)
-    return (indices, moved), len(rows)
+def _settle(lanes: Sequence[Lane], picks: Sequence[_Pick], results: Sequence[Floats]) -> None:
+    for lane, pick, rows in zip(lanes, picks, results, strict=True):
+        kernels.settle(lane.x, pick.memory.output, pick.indices, rows)
 
 
-def _look(queries: Tensor, memory: BlockMemory, heads: int) -> Tensor:
-    """(M, D) queries, each over all keys and values of its camera -> (M, D)."""
-    dim = queries.shape[1]
-    k, v = memory.qkv.output[:, -2 * dim :].view(-1, 2, heads, dim // heads).permute(1, 2, 0, 3).unsqueeze(1)
-    q = queries.view(1, -1, heads, dim // heads).transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1)
+def _memory(reference: Tensor, output: Tensor) -> GateMemory:
+    return GateMemory(reference[0].numpy(), output[0].numpy())
 
 
-def _learn(watch: AttentionWatch, rows: Tensor, change: Tensor, chosen: Tensor) -> None:
-    """What looking at `rows` showed of how they move."""
-    grown = watch.moved - watch.seen[rows]
-    found = (change - watch.drift[rows]).clamp_(min=0) / grown.clamp(min=_MOVED)
-    before = watch.slope[rows]
-    after = torch.where(before.isinf(), found, torch.lerp(before, found, _SLOPE_RATE))
-    watch.slope[rows] = torch.where(grown > _MOVED, after, before)
-    watch.seen[rows] = watch.moved
-    change[chosen] = 0.0
-    watch.drift[rows] = change
-    if watch.moved > _MAX_MOVED:
-        watch.seen -= watch.moved
-        watch.moved = 0.0
+def _scaled(layer: Layer, scale: nn.Module) -> Layer:
+    return layer if isinstance(scale, nn.Identity) else lambda rows: scale(layer(rows))
+
+
+def _mlp(mlp: nn.Module) -> Layer:
+    """A feed-forward without the detours of a module: dropout is nothing here, and an activation may be packed."""
+    if not isinstance(mlp, Mlp):
+        return mlp
+    up, down = _linear(mlp.fc1), _linear(mlp.fc2)
+    if isinstance(mlp.act, nn.Identity):
+        return lambda rows: down(up(rows))
+    return lambda rows: down(mlp.act(up(rows)))
+
+
+def _linear(linear: nn.Linear, first: int = 0, last: int | None = None) -> Layer:
+    """The layer, or one of some of its outputs; packed for few rows if it is packed."""
+    bias = None if linear.bias is None else linear.bias[first:last].detach()
+    weight = linear.weight[first:last].detach()
+    if isinstance(linear, PackedLinear):
+        return PackedLinear.from_weights(weight, bias, linear.act, linear.compute).frozen(_ROWS)
+    return lambda rows: F.linear(rows, weight, bias)

@@ -1,0 +1,88 @@
+"""One camera on its way through a gated pass: which rows are computed, and which rows of attention are looked at."""
+
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from encoders_core.realtime.token_cache import GATES, AttentionWatch, Gate, TokenCache
+from encoders_core.realtime.token_kernels import Floats, Indices
+
+_SHORTEST: Final = np.float32(1e-20)
+_SLOPE_RATE: Final = np.float32(0.3)
+_MOVED: Final = np.float32(1e-3)  # of `moved`: below it a slope would be noise over nothing
+_MAX_MOVED: Final = 1e4  # float32 sums stay exact enough
+
+
+class Counts(NamedTuple):
+    """Rows of one block that its QKV computed, its attention looked at, its projection and its feed-forward computed."""
+
+    qkv: int
+    attention: int
+    proj: int
+    mlp: int
+
+
+@dataclass
+class Lane:
+    """A camera's cache and its tokens (N, D), which the pass changes; how many rows a gate may let through.
+
+    `forced` (N,) is True for rows that every gate lets through: the rolling refresh. A subclass may choose otherwise.
+    """
+
+    cache: TokenCache
+    x: Floats
+    row_cap: int | None = None
+    forced: Indices | None = None
+    counts: list[Counts] = field(default_factory=list)
+    normed: Floats = field(init=False, repr=False)
+    """(N, D): room for the tokens as a gate sees them."""
+
+    def __post_init__(self) -> None:
+        self.normed = np.empty_like(self.x)
+
+    def choose(self, block: int, gate: Gate, change: Floats, rows: Indices | None = None) -> Indices:
+        """(M,) lengths of change of all rows, or of `rows` -> indices into them to compute; the most urgent if capped."""
+        limit = self._limit(block, gate) if rows is None else self._limit(block, gate)[rows]
+        chosen = np.flatnonzero(change > limit)
+        if self.row_cap is None or len(chosen) <= self.row_cap:
+            return chosen
+        limit = limit[chosen]
+        urgency = np.where(limit < 0, np.inf, change[chosen] / np.maximum(limit, _SHORTEST))
+        return chosen[np.sort(np.argpartition(-urgency, self.row_cap)[: self.row_cap])]
+
+    def look_at(self, block: int, changed: Indices) -> Indices:
+        """Rows whose query changed -> all rows of attention to look at: these, and those that may have moved too far."""
+        watch = self.cache.blocks[block].watch
+        grown = np.maximum(np.float32(watch.moved) - watch.seen, 0)
+        with np.errstate(invalid="ignore"):
+            needed = watch.drift + watch.slope * grown > self._limit(block, "proj")
+        needed[changed] = True
+        return np.flatnonzero(needed)
+
+    def _limit(self, block: int, gate: Gate) -> Floats:
+        """(N,); negative where a row is let through whatever it is."""
+        if self.cache.limits is None:
+            raise AssertionError("a gated pass before the importance of rows was measured")
+        limit: Floats = self.cache.limits[block, GATES.index(gate)]
+        if self.forced is not None:
+            limit = limit.copy()
+            limit[self.forced] = -1.0
+        return limit
+
+
+def learn(watch: AttentionWatch, rows: Indices, change: Floats, chosen: Indices) -> None:
+    """What looking at `rows` showed: they were `change` from their references, and those at `chosen` become references."""
+    grown = np.maximum(np.float32(watch.moved) - watch.seen[rows], 0)
+    found = np.maximum(change - watch.drift[rows], 0) / np.maximum(grown, _MOVED)
+    before = watch.slope[rows]
+    with np.errstate(invalid="ignore"):
+        after = np.where(np.isinf(before), found, before + _SLOPE_RATE * (found - before))
+    watch.slope[rows] = np.where(grown > _MOVED, after, before)
+    watch.seen[rows] = watch.moved
+    drift = change.copy()
+    drift[chosen] = 0.0
+    watch.drift[rows] = drift
+    if watch.moved > _MAX_MOVED:
+        watch.seen -= np.float32(watch.moved)
+        watch.moved = 0.0
