@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from encoders_core.config import GateConfig
 from encoders_core.realtime.change import Change, NoiseFloor, Reduced, identical, measure, reduce_frame
+from encoders_core.realtime.spread import MEMORY_FRAMES, Spread
 
 Reason = Literal["held", "cold", "change", "cut", "light", "max_hold", "audit"]
 
@@ -24,10 +25,7 @@ _START_RATIO: Final = 4.0  # threshold over budget; 2 to 20 on our clips
 _RATIO_RANGE: Final = (0.5, 10.0)
 _RATIO_RATE: Final = 0.01  # per frame
 _MAX_DEBT: Final = 5.0
-_VARIANCE_FLOOR: Final = 0.01  # of the model's variance: an idle camera is not judged on its noise
-_START_VARIANCE: Final = 0.05
-_START_FRAMES: Final = 50
-_VARIANCE_FRAMES: Final = 20_000  # memory of mean and variance, frames
+_START_VARIANCE: Final = 0.05  # of the model's, until a camera's own is known
 _RENEW_SHARE: Final = 0.75  # of max_hold_s: from then on a held picture is renewed when there is time
 
 
@@ -76,7 +74,7 @@ class FrameGate:
         """Of the error that may be spent, against `config`."""
         self._calibration = calibration
         self._floor = NoiseFloor()
-        self._spread = _Spread(calibration.variance)
+        self._spread = Spread(calibration.variance, start=_START_VARIANCE)
         self._budget = _ErrorBudget(config, calibration.gain)
         self._reference: Reduced | None = None
         self._reference_pixels: NDArray[np.uint8] | None = None
@@ -146,30 +144,6 @@ class FrameGate:
         return (at_ns - self._reference_at_ns) / (self.config.max_hold_s * 1e9)
 
 
-class _Spread:
-    """Running mean and variance of a camera's vectors, as a share of the model's variance over many scenes."""
-
-    def __init__(self, model_variance: float) -> None:
-        self._model_variance = model_variance
-        self._mean: NDArray[np.float32] | None = None
-        self._variance = 0.0
-        self._seen = 0
-
-    @property
-    def variance(self) -> float:
-        start = _START_VARIANCE if self._seen < _START_FRAMES else _VARIANCE_FLOOR
-        return max(self._variance, start)
-
-    def update(self, features: NDArray[np.float32]) -> None:
-        if self._mean is None:
-            self._mean = features.astype(np.float32)
-        self._seen += 1
-        rate = max(1 / self._seen, 1 / _VARIANCE_FRAMES)
-        step = features - self._mean
-        self._mean = self._mean + np.float32(rate) * step
-        self._variance = (1 - rate) * (self._variance + rate * float(step @ step) / self._model_variance)
-
-
 class _ErrorBudget:
     """From change to predicted error, and the threshold that spends the budget; all errors over the model's variance."""
 
@@ -192,7 +166,7 @@ class _ErrorBudget:
         wanted = score > 0 and error > self._ratio * budget
         spent = 0.0 if wanted else error
         self._frames += 1
-        self.mean_error += max(1 / self._frames, 1 / _VARIANCE_FRAMES) * (spent - self.mean_error)
+        self.mean_error += max(1 / self._frames, 1 / MEMORY_FRAMES) * (spent - self.mean_error)
         if budget > 0:
             step = _RATIO_RATE * (1 - min(spent / budget, _MAX_DEBT))
             self._ratio = float(np.clip(self._ratio * np.exp(step), *_RATIO_RANGE))

@@ -81,8 +81,8 @@ class Session:
         self._exact = exact
         if self._gate:
             self._gate.scale = scale
-        if self._row_gated and self._row_scale is not None:
-            self._encoder.set_fidelity(self._state, scale * self._row_scale)
+        self._scale = scale
+        self._limit_rows()
 
     @property
     def whole(self) -> bool:
@@ -131,6 +131,7 @@ class Session:
         """(D,) float32 of the frame of the last `begin`: takes a step of the temporal head, and learns."""
         if self._gate:
             self._gate.learn(features)
+        self._limit_rows()
         self._encoding = False
         self.output = Output(features, self._step(features))
         output, pending, self._pending = self.output, self._pending, []
@@ -155,6 +156,13 @@ class Session:
             if stood is not None:
                 stood(None)
 
+    def _limit_rows(self) -> None:
+        """What rows of a row-gated model may change before they are computed, as the camera's vectors vary."""
+        if not self._row_gated or self._row_scale is None:
+            return
+        tolerance = self._gate.tolerance if isinstance(self._gate, TokenGate) else 1.0
+        self._encoder.set_fidelity(self._state, self._scale * self._row_scale * tolerance)
+
     @property
     def _row_gated(self) -> bool:
         return len(self._encoder.buckets) > 1
@@ -176,4 +184,8 @@ class Session:
 
 def _new_gate(encoder: FrameEncoder, config: GateConfig) -> FrameGate | TokenGate:
     """By the rows of a model that can tell what a frame would change, else by pictures."""
-    return TokenGate(config) if isinstance(encoder, RowEncoder) else FrameGate(config, encoder.calibration)
+    return (
+        TokenGate(config, encoder.calibration.variance)
+        if isinstance(encoder, RowEncoder)
+        else FrameGate(config, encoder.calibration)
+    )

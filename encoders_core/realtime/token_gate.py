@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from encoders_core.config import GateConfig
 from encoders_core.realtime.change import Change, NoiseFloor, Reduced, identical, measure, reduce_frame
 from encoders_core.realtime.frame_gate import Decision, Reason
+from encoders_core.realtime.spread import FLOOR, Spread
 
-HOLD_LOAD: Final = 1200.0
-"""Sum of squares over the rows of their change, in units of what it may be, up to which the frame is held: as if each of a
+HOLD_LOAD: Final = 3000.0
+"""Sum of squares over the rows of their change, in units of what it may be, up to which the frame is held: as if each of
 fifty rows had moved by five times what it may. More rows are then computed at once, for one reading of the weights."""
+_TOLERANCE_POWER: Final = 0.4
 _RENEW_SHARE: Final = 0.75  # of max_hold_s: from then on a held picture is renewed when there is time
 _NOTHING: Final = Change(score=0.0, share=1.0, cut=False, light=False)
 
@@ -51,8 +53,10 @@ class TokenGate:
     Pure but for the noise floor of its pictures, which serves `Change` alone: the same frames and rows give the same.
     """
 
-    def __init__(self, config: GateConfig) -> None:
+    def __init__(self, config: GateConfig, model_variance: float) -> None:
         self.config = config
+        self._spread = Spread(model_variance)
+        self._features: NDArray[np.float32] | None = None
         self.scale = 1.0
         """Kept for whoever steers: the encoder's limits, in which rows are measured, are scaled already."""
         self.estimated_fvu: float | None = None
@@ -80,6 +84,8 @@ class TokenGate:
         rows = look()
         held = rows.changed == 0 or (not rows.exact and rows.load < HOLD_LOAD)
         reason, early = self._reason(at_ns, held=held, slack=slack, settled=rows.settled)
+        if reason == "held" and self._features is not None:
+            self._spread.update(self._features)
         return Decision(reason, change, 0.0 if held else 1.0, small, early)
 
     def begin(self, frame: NDArray[np.uint8], at_ns: int, decision: Decision) -> None:
@@ -88,10 +94,22 @@ class TokenGate:
         self._pixels, self._begun_at_ns = frame, at_ns
 
     def learn(self, features: NDArray[np.float32]) -> None:
-        """Nothing: what holding costs is told by the rows, and by audits."""
+        """(D,) float32, the un-normalised features of the frame of the last `begin`."""
+        self._features = features
+        self._spread.update(features)
+
+    @property
+    def tolerance(self) -> float:
+        """How far vectors of this camera may be off, against one that hardly varies: the target is a share of its variance.
+
+        A little less than the square root of it: where more moves, the errors of rows point the same way more often.
+        """
+        return float((self._spread.variance / FLOOR) ** _TOLERANCE_POWER)
 
     def _unchanged(self, at_ns: int, *, slack: bool) -> Decision:
         reason, early = self._reason(at_ns, held=True, slack=slack, settled=True)
+        if reason == "held" and self._features is not None:
+            self._spread.update(self._features)
         return Decision(reason, Change(0.0, 0.0, cut=False, light=False), 0.0, self._reference, early)
 
     def _reason(self, at_ns: int, *, held: bool, slack: bool, settled: bool) -> tuple[Reason, bool]:

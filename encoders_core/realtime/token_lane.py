@@ -44,7 +44,7 @@ class Lane:
     def choose(self, block: int, gate: Gate, change: Floats, rows: Indices | None = None) -> Indices:
         """(M,) lengths of change of all rows, or of `rows` -> indices into them to compute; the most urgent if capped."""
         limit = self._limit(block, gate) if rows is None else self._limit(block, gate)[rows]
-        chosen = np.flatnonzero(change > limit)
+        chosen: Indices = (change > limit).nonzero()[0]
         if self.row_cap is None or len(chosen) <= self.row_cap:
             return chosen
         limit = limit[chosen]
@@ -58,7 +58,8 @@ class Lane:
         with np.errstate(invalid="ignore"):
             needed = watch.drift + watch.slope * grown > self._limit(block, "proj")
         needed[changed] = True
-        return np.flatnonzero(needed)
+        chosen: Indices = needed.nonzero()[0]
+        return chosen
 
     def _limit(self, block: int, gate: Gate) -> Floats:
         """(N,); negative where a row is let through whatever it is."""

@@ -5,6 +5,7 @@ are each camera's own.
 """
 
 from collections.abc import Callable, Generator, Sequence
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -198,14 +199,15 @@ class _Norm:
 
 def _product(layer: Layer, picks: Sequence[_Pick]) -> list[Floats]:
     """One matrix product for the rows of all cameras; what came of each camera's."""
-    ends = np.cumsum([len(pick.places) for pick in picks])
+    ends = list(accumulate(len(pick.places) for pick in picks))
     rows = np.empty((ends[-1], picks[0].source.shape[1]), np.float32)
-    parts = np.split(rows, ends[:-1])
+    parts = [slice(end - len(pick.places), end) for end, pick in zip(ends, picks, strict=True)]
     for pick, part in zip(picks, parts, strict=True):
-        kernels.let_through(pick.source, pick.places, pick.memory.reference, pick.indices, part)
+        kernels.let_through(pick.source, pick.places, pick.memory.reference, pick.indices, rows[part])
     if not len(rows):
         return [np.empty((0, pick.memory.output.shape[1]), np.float32) for pick in picks]
-    return np.split(layer(torch.from_numpy(rows)).numpy(), ends[:-1])
+    computed: Floats = layer(torch.from_numpy(rows)).numpy()
+    return [computed[part] for part in parts]
 
 
 def _settle(lanes: Sequence[Lane], picks: Sequence[_Pick], results: Sequence[Floats]) -> None:
