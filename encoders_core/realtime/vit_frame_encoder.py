@@ -284,7 +284,6 @@ def load_vit(path: str | Path, fit: Fit = "squash") -> VitFrameEncoder:
     from encoders_core.vision_encoder import VisionEncoder  # noqa: PLC0415  the whole module of encoders, for ViTs alone
 
     encoder = VisionEncoder.from_pretrained(path)
-    stated = read_json(Path(path) / "config.json").get("feature_variance")
     transform, config = encoder.transform, encoder.model.config
     if config.img_size[0] != config.img_size[1]:
         raise OptionError(f"{path}: expected a model of square pictures, got {config.img_size}")
@@ -297,7 +296,7 @@ def load_vit(path: str | Path, fit: Fit = "squash") -> VitFrameEncoder:
         model_id="".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-"),
         name=name,
         trained=encoder.trained,
-        variance=_guessed_variance(encoder.model, spec) if stated is None else float(stated),
+        variance=_stated_variance(Path(path)) or _guessed_variance(encoder.model, spec),
     )
 
 
@@ -305,6 +304,13 @@ def _three(values: Sequence[float]) -> tuple[float, float, float]:
     if len(values) != 3:
         raise OptionError(f"expected a model of RGB pictures, got one of {len(values)} channels")
     return values[0], values[1], values[2]
+
+
+def _stated_variance(path: Path) -> float | None:
+    stated = read_json(path / "config.json").get("feature_variance")
+    if stated is not None and not (isinstance(stated, int | float) and stated > 0):
+        raise OptionError(f"{path}/config.json: feature_variance: expected a positive number, got {stated!r}")
+    return stated
 
 
 @torch.inference_mode()

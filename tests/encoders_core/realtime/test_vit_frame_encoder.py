@@ -411,6 +411,9 @@ def test_the_variance_that_a_directory_states_is_taken(tmp_path: Path) -> None:
     config = path / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"feature_variance": 139.0}))
     assert load_frame_encoder(str(path)).calibration.variance == 139.0
+    config.write_text(config.read_text().replace("139.0", "-1"))
+    with pytest.raises(OptionError, match="feature_variance: expected a positive number, got -1"):
+        load_frame_encoder(str(path))
 
 
 def test_directories_that_hold_no_such_model_are_refused(tmp_path: Path) -> None:
