@@ -91,7 +91,7 @@ class TokenGate:
     def begin(self, frame: NDArray[np.uint8], at_ns: int, decision: Decision) -> None:
         """The encoding of `frame` starts."""
         self._reference = decision.reduced if decision.reduced is not None else reduce_frame(frame)
-        self._pixels, self._begun_at_ns = frame, at_ns
+        self._pixels, self._begun_at_ns = frame.copy(), at_ns  # callers may use theirs again
 
     def learn(self, features: NDArray[np.float32]) -> None:
         """(D,) float32, the un-normalised features of the frame of the last `begin`."""

@@ -27,13 +27,15 @@ class Counts(NamedTuple):
 class Lane:
     """A camera's cache and its tokens (N, D), which the pass changes; how many rows a gate may let through.
 
-    `forced` (N,) is True for rows that every gate lets through: the rolling refresh. A subclass may choose otherwise.
+    `forced` are rows that every gate lets through: the rolling refresh. `exact`: attention is looked at for all rows, as a
+    prediction of which ones move is none that one can rely on. A subclass may choose otherwise.
     """
 
     cache: TokenCache
     x: Floats
     row_cap: int | None = None
     forced: Indices | None = None
+    exact: bool = False
     counts: list[Counts] = field(default_factory=list)
     normed: Floats = field(init=False, repr=False)
     """(N, D): room for the tokens as a gate sees them."""
@@ -54,9 +56,11 @@ class Lane:
     def look_at(self, block: int, changed: Indices) -> Indices:
         """Rows whose query changed -> all rows of attention to look at: these, and those that may have moved too far."""
         watch = self.cache.blocks[block].watch
+        if self.exact:
+            return np.arange(len(watch.seen))
         grown = np.maximum(np.float32(watch.moved) - watch.seen, 0)
-        with np.errstate(invalid="ignore"):
-            needed = watch.drift + watch.slope * grown > self._limit(block, "proj")
+        moved = np.multiply(watch.slope, grown, out=np.zeros_like(grown), where=grown > 0)  # the slope may be infinite
+        needed = watch.drift + moved > self._limit(block, "proj")
         needed[changed] = True
         chosen: Indices = needed.nonzero()[0]
         return chosen

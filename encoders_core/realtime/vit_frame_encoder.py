@@ -19,7 +19,7 @@ from encoders_core.models.packed_linear import packing_obstacle
 from encoders_core.models.vit import VisionTransformer
 from encoders_core.packing import pack_linears
 from encoders_core.preprocessing import Fit, InputSpec, normalise
-from encoders_core.realtime.change import Change
+from encoders_core.realtime.change import Change, identical
 from encoders_core.realtime.frame_encoder import EncoderDescriptor, Plan, fingerprint
 from encoders_core.realtime.frame_gate import GateCalibration
 from encoders_core.realtime.token_cache import GATES, TokenCache
@@ -28,6 +28,7 @@ from encoders_core.realtime.token_importance import importance_steps
 from encoders_core.realtime.token_kernels import Floats
 from encoders_core.realtime.token_lane import Counts, Lane
 from encoders_core.realtime.token_pass import TokenPasses
+from encoders_core.weights.files import read_json
 
 ROW_ERROR: Final = 4.2e-5
 """What letting one row of one gate wait may cost, of the features' standard deviation over many scenes, for a camera whose
@@ -49,7 +50,7 @@ _GROWTH_RATE: Final = 0.1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
-    """The last frame that was looked at, so that it is embedded once."""
+    """The last frame that was looked at, a copy, so that it is embedded once."""
 
     frame: NDArray[np.uint8]
     tokens: Floats
@@ -70,13 +71,15 @@ class VitState:
     """Dense passes to come before a gated one is tried again."""
     failures: int = 0
     """Gated passes in a row that were not worth it."""
+    astray: bool = False
+    """The last vector came from a smaller picture, of which the cache knows nothing."""
     seen: _Seen | None = None
     counts: list[Counts] = field(default_factory=list)
     """Rows of the last gated pass, block by block; empty after a dense one."""
 
 
 class VitFrameEncoder:
-    """A ViT with class token, mean or attention pooling; plain passes, or gated ones from a camera's `VitState`.
+    """A ViT that pools in whatever way, its layers packed in place; plain passes, or gated ones from a camera's `VitState`.
 
     A camera's first frame gets a dense pass, equal to the network's own to the bit. So does its second, and on it the
     importance of rows is measured, which takes six passes; both are `cold`. `variance`: mean |z - mean|^2 of the features
@@ -96,6 +99,8 @@ class VitFrameEncoder:
     ) -> None:
         if spec.size_hw != network.config.img_size:
             raise OptionError(f"expected pictures of {network.config.img_size}, as the model, got {spec.size_hw}")
+        if network.config.pool == "none":
+            raise OptionError("expected a model that pools its tokens into one vector, got pooling 'none'")
         config = network.config
         self.descriptor = EncoderDescriptor(
             model_id=model_id,
@@ -112,7 +117,9 @@ class VitFrameEncoder:
             pack_linears(network)
         self.passes = TokenPasses(network)
         self.rows_total = config.prefix + config.grid_hw[0] * config.grid_hw[1]
-        self.buckets = tuple(round(self.rows_total / part) for part in (16, 8, 4, 2, 1))
+        self._refreshed = -(-self.rows_total // _REFRESH_PASSES)
+        fewest = min(self.rows_total, self._refreshed + 2)  # the class token, what is refreshed, and one that changed
+        self.buckets = tuple(sorted({max(fewest, round(self.rows_total / part)) for part in (16, 8, 4, 2, 1)}))
         self.sizes_px = _sizes_px(config.img_size[0], config.patch_size)
         self._dense_fallback = dense_fallback
         self._row_costs = _row_costs(network, self.rows_total)
@@ -140,8 +147,10 @@ class VitFrameEncoder:
         relative = change[limit > 0] / limit[limit > 0]
         # The class token is no part of the picture: it is let through always, and never changes here.
         changed = int(np.count_nonzero(relative > 1))
-        settled = state.passes < _STUDY_PASSES
-        return Rows(changed, float(relative @ relative), exact=state.scale == 0, settled=settled)
+        settled, load = state.passes < _STUDY_PASSES, float(relative @ relative)
+        if state.astray:
+            changed, load = max(1, changed), float("inf")
+        return Rows(changed, load, exact=state.scale == 0, settled=settled)
 
     def plan(self, state: VitState, frame: NDArray[np.uint8], change: Change | None = None) -> Plan:
         """(S, S, 3) uint8, S one of `sizes_px` -> what its pass would do: dense, or the rows that its widest gate may want."""
@@ -180,7 +189,9 @@ class VitFrameEncoder:
     def _dense(self, plan: Plan) -> Generator[None, None, Floats]:
         state: VitState = plan.state
         if plan.frame.shape[0] != self.sizes_px[0]:  # a smaller picture has other rows: nothing of it is remembered
+            state.astray = True
             return (yield from self.passes.dense(TokenCache(), self.passes.embed(self._normalised(plan.frame))))
+        state.astray = False
         tokens, first = self._tokens(state, plan.frame), not state.cache.warm
         state.seen, state.counts, state.dense_for = None, [], max(0, state.dense_for - 1)
         features = yield from self.passes.dense(state.cache, tokens)
@@ -212,11 +223,11 @@ class VitFrameEncoder:
     def _lane(self, plan: Plan) -> Lane:
         state: VitState = plan.state
         tokens, total = self._tokens(state, plan.frame), self.rows_total
-        state.seen = None
-        first, count = state.cache.next_refresh, -(-total // _REFRESH_PASSES)
-        state.cache.next_refresh = (first + count) % total
-        forced = np.arange(first, first + count) % total
-        return Lane(state.cache, tokens, row_cap=plan.row_cap, forced=forced)
+        state.seen, state.astray = None, False
+        first = state.cache.next_refresh
+        forced = np.arange(first, first + self._refreshed) % total
+        state.cache.next_refresh = (first + self._refreshed) % total
+        return Lane(state.cache, tokens, row_cap=plan.row_cap, forced=forced, exact=state.scale == 0)
 
     def _learn(self, state: VitState, lane: Lane) -> None:
         """What a gated pass showed of how change spreads, and whether it was worth it."""
@@ -250,8 +261,8 @@ class VitFrameEncoder:
         state.cache.limits = limits
 
     def _tokens(self, state: VitState, frame: NDArray[np.uint8]) -> Floats:
-        if state.seen is None or state.seen.frame is not frame:
-            state.seen = _Seen(frame, self.passes.embed(self._normalised(frame)))
+        if state.seen is None or not identical(frame, state.seen.frame):
+            state.seen = _Seen(frame.copy(), self.passes.embed(self._normalised(frame)))
         return state.seen.tokens
 
     def _normalised(self, frame: NDArray[np.uint8]) -> torch.Tensor:
@@ -287,7 +298,7 @@ def load_vit(path: str | Path, fit: Fit = "squash") -> VitFrameEncoder:
         model_id="".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-"),
         name=name,
         trained=encoder.trained,
-        variance=_guessed_variance(encoder.model, spec),
+        variance=_stated_variance(Path(path)) or _guessed_variance(encoder.model, spec),
     )
 
 
@@ -295,6 +306,13 @@ def _three(values: Sequence[float]) -> tuple[float, float, float]:
     if len(values) != 3:
         raise OptionError(f"expected a model of RGB pictures, got one of {len(values)} channels")
     return values[0], values[1], values[2]
+
+
+def _stated_variance(path: Path) -> float | None:
+    stated = read_json(path / "config.json").get("feature_variance")
+    if stated is not None and not (isinstance(stated, int | float) and stated > 0):
+        raise OptionError(f"{path}/config.json: feature_variance: expected a positive number, got {stated!r}")
+    return stated
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ from encoders_core.weights.layouts_preprocessing import (
 from encoders_core.weights.layouts_vision import VISION_LAYOUTS
 
 OWN: Final = "camvec ViT"
-_META: Final = frozenset({"architecture", "pretrained_cfg", "trained", "note"})
+_META: Final = frozenset({"architecture", "pretrained_cfg", "trained", "note", "feature_variance"})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from encoders_core.realtime import token_kernels as kernels
+
+PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "settle": (kernels._settle, kernels.plain_settle),
+    "measure": (kernels._measure, kernels.plain_measure),
+    "let_through": (kernels._let_through, kernels.plain_let_through),
+    "distances": (kernels._distances, kernels.plain_distances),
+}
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[np.random.Generator, int, int, NDArray[np.int64]]:
+    """A source of numbers, N, D, and some of the N rows: none, all, or any between, ascending."""
+    rows, dim = draw(st.integers(1, 40)), draw(st.integers(1, 70))
+    chosen = sorted(draw(st.sets(st.integers(0, rows - 1))))
+    return np.random.default_rng(draw(st.integers(0, 2**32))), rows, dim, np.array(chosen, np.int64)
+
+
+def floats(random: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    return random.standard_normal(shape).astype(np.float32) * 3
+
+
+def arguments(name: str, case: tuple[np.random.Generator, int, int, NDArray[np.int64]]) -> list[Any]:
+    random, rows, dim, indices = case
+    if name == "settle":
+        return [floats(random, rows, dim), floats(random, rows, dim), indices, floats(random, len(indices), dim)]
+    if name == "measure":
+        norm = (floats(random, dim), floats(random, dim), 1e-6)
+        return [floats(random, rows, dim), *norm, floats(random, rows, dim), floats(random, rows, dim)]
+    if name == "let_through":
+        source = floats(random, rows + 3, dim)
+        places = random.permutation(rows + 3)[: len(indices)].astype(np.int64)
+        return [source, places, floats(random, rows, dim), indices, floats(random, len(indices), dim)]
+    return [floats(random, len(indices), dim), floats(random, rows, dim), indices]
+
+
+def assert_same(name: str, one: Callable[..., Any], other: Callable[..., Any], case: Any) -> None:
+    """The same result, and the same left in every argument."""
+    given_one = arguments(name, case)
+    given_other = [part.copy() if isinstance(part, np.ndarray) else part for part in given_one]
+    results = [(one(*given_one), *given_one), (other(*given_other), *given_other)]
+    for got, expected in zip(*results, strict=True):
+        if expected is None:
+            assert got is None
+            continue
+        np.testing.assert_allclose(
+            got, expected, rtol=1e-5, atol=1e-5 * max(1.0, float(np.max(np.abs(expected), initial=0)))
+        )
+        assert np.asarray(got).dtype == np.asarray(expected).dtype
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="numba is not installed: the plain kernels are used")
+@pytest.mark.parametrize("name", PAIRS)
+@given(case=cases())
+@settings(deadline=None, max_examples=60)
+def test_compiled_kernels_equal_plain_numpy(name: str, case: Any) -> None:
+    assert_same(name, getattr(kernels, name), PAIRS[name][1], case)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@given(case=cases())
+@settings(deadline=None, max_examples=8)
+def test_loops_equal_plain_numpy_before_they_are_compiled(name: str, case: Any) -> None:
+    assert_same(name, *PAIRS[name], case)
+
+
+def test_no_rows_chosen_leaves_memory_as_it_is() -> None:
+    none, rows = np.empty(0, np.int64), np.empty((0, 4), np.float32)
+    x, output = np.ones((3, 4), np.float32), np.full((3, 4), 2, np.float32)
+    kernels.settle(x, output, none, rows)
+    kernels.let_through(x, none, output, none, rows)
+    assert (x == 3).all()
+    assert (output == 2).all()
+    assert kernels.distances(rows, output, none).shape == (0,)
+
+
+def test_a_kernel_without_numba_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "COMPILED", False)
+    for loops, plain in PAIRS.values():
+        assert kernels._compiled(loops, plain) is plain
