@@ -1,6 +1,5 @@
 """Encoders made ready for the hardware at hand: what helps is found by measuring, what cannot work is said."""
 
-import copy
 import dataclasses
 import importlib.util
 import statistics
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from encoders_core.backends.openvino import openvino_obstacle, to_openvino
 from encoders_core.encoder import Encoder
 from encoders_core.errors import OptionError
-from encoders_core.feature_cache import FeatureCache
+from encoders_core.hardware_copies import make_contiguous, shared_copy, to_channels_last
 from encoders_core.hardware_threads import configure_threads
 from encoders_core.models.packed_linear import packing_obstacle
 from encoders_core.optimization import OptimizationReport, precision_obstacle
@@ -115,14 +114,14 @@ def optimize_for_device(
     """
     options = check_options({"options": config}, {"options": DEVICE_OPTIONS}, "device")["options"]
     report, threads = OptimizationReport(not_applied=dict(missing or {})), torch.get_num_threads()
-    made = _shared_copy(encoder)
+    made = shared_copy(encoder)
     made.optimization = report
     try:
         _apply_process(options, report)
         _apply_accelerator(made, options, report)
         _apply_memory(made, options, report)
         if options.get("memory_layout") == "contiguous":
-            report.applied["memory_layout"] = f"{_make_contiguous(made)} tensors were not contiguous and are now"
+            report.applied["memory_layout"] = f"{make_contiguous(made)} tensors were not contiguous and are now"
         made = _apply_measured(made, options, report, time_budget_s)
         report.refuse(strict=strict)
     except Exception:
@@ -236,9 +235,9 @@ def _apply_measured(
     """Try channels_last, and bfloat16 on a CPU, one upon the other, then kernels, and keep what helps."""
     changes: dict[str, Callable[[nn.Module], int]] = {}
     if options.get("memory_format") == "channels_last":
-        changes["memory_format"] = _to_channels_last
+        changes["memory_format"] = to_channels_last
     elif options.get("memory_format") == "contiguous":
-        report.applied["memory_format"] = f"{_make_contiguous(encoder)} tensors were not contiguous and are now"
+        report.applied["memory_format"] = f"{make_contiguous(encoder)} tensors were not contiguous and are now"
     if encoder.device.type == "cpu" and options.get("mixed_precision") in (True, "bfloat16"):
         changes["mixed_precision"] = _to_bfloat16
     for option, change in changes.items():
@@ -291,7 +290,7 @@ def _keep_if_faster(
     `base` is the fidelity of `start` itself.
     """
     start = start or best
-    candidate = _shared_copy(start)
+    candidate = shared_copy(start)
     candidate.optimization = report
     count = change(candidate)
     if not count:
@@ -315,36 +314,6 @@ def _keep_if_faster(
 def _to_bfloat16(encoder: Any) -> int:
     encoder.apply_memory_optimizations({"mixed_precision": {"dtype": "bfloat16"}})
     return sum(isinstance(one, nn.Linear | nn.Conv2d) for one in encoder.modules())
-
-
-def _to_channels_last(module: nn.Module) -> int:
-    convolutions = [one for one in module.modules() if isinstance(one, nn.Conv2d)]
-    for one in convolutions:  # a parameter of its own: the encoder that was copied keeps its layout
-        one.weight = nn.Parameter(
-            one.weight.detach().contiguous(memory_format=torch.channels_last), requires_grad=one.weight.requires_grad
-        )
-    return len(convolutions)
-
-
-def _make_contiguous(module: nn.Module) -> int:
-    """How many parameters were not; those get memory of their own."""
-    count = 0
-    for owner in module.modules():
-        for name, parameter in list(owner.named_parameters(recurse=False)):
-            if not parameter.is_contiguous():
-                fresh = nn.Parameter(parameter.detach().contiguous(), requires_grad=parameter.requires_grad)
-                setattr(owner, name, fresh)
-                count += 1
-    return count
-
-
-def _shared_copy(encoder: AnyEncoder) -> AnyEncoder:
-    """The modules anew, the parameters and buffers the very same, the cache of features empty."""
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
-    cache = encoder.memory.cache if encoder.memory else None
-    if cache is not None:
-        memo[id(cache)] = FeatureCache(cache.max_bytes)
-    return copy.deepcopy(encoder, memo)
 
 
 def _missing_device(device_type: str) -> dict[str, str]:

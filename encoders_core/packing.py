@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from encoders_core.models.eager_linear import Linear
 from encoders_core.models.layers import Mlp
 from encoders_core.models.packed_linear import PackedLinear
 
@@ -12,7 +13,11 @@ def pack_linears(module: nn.Module, *, compute: torch.dtype = torch.float32) -> 
     count = 0
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child.weight.dtype == torch.float32:
+            if (
+                isinstance(child, nn.Linear)
+                and type(child) in (nn.Linear, Linear)
+                and child.weight.dtype == torch.float32
+            ):
                 act = _fusible(parent) if name == "fc1" else None
                 setattr(parent, name, PackedLinear.of(child, act, compute))
                 if act is not None and isinstance(parent, Mlp):

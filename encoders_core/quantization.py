@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from encoders_core.models.eager_linear import Linear
 from encoders_core.models.packed_linear import weights_state
 
 
@@ -59,7 +60,7 @@ def to_int8(module: nn.Module) -> int:
     count = 0
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
+            if isinstance(child, nn.Linear) and type(child) in (nn.Linear, Linear):
                 setattr(parent, name, Int8Linear.of(child))
                 count += 1
     return count

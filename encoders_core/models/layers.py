@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812  the field's own name for it
 from torch import Tensor, nn
 
 from encoders_core.errors import OptionError
+from encoders_core.models.eager_linear import Linear, linear
 
 
 class QuickGELU(nn.Module):
@@ -91,10 +92,10 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, *, act: str = "gelu", drop: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.act = make_activation(act)
         self.drop = nn.Dropout(drop)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -107,9 +108,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int, *, drop: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, 2 * hidden)
+        self.fc1 = Linear(dim, 2 * hidden)
         self.drop = nn.Dropout(drop)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -126,9 +127,9 @@ class Attention(nn.Module):
         if dim % num_heads:
             raise OptionError(f"expected a width that {num_heads} heads divide, got {dim}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
         """(B, M, D) -> (B, M, D). `attn_mask` is True where a row may look, broadcastable to (B, heads, M, N)."""
@@ -144,8 +145,8 @@ class Attention(nn.Module):
             q, k, v = self.qkv(x).chunk(3, dim=-1)
         else:
             dim, (weight, bias) = x.shape[-1], (self.qkv.weight, self.qkv.bias)
-            q = F.linear(x, weight[:dim], None if bias is None else bias[:dim])
-            k, v = F.linear(context, weight[dim:], None if bias is None else bias[dim:]).chunk(2, dim=-1)
+            q = linear(x, weight[:dim], None if bias is None else bias[:dim])
+            k, v = linear(context, weight[dim:], None if bias is None else bias[dim:]).chunk(2, dim=-1)
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
         return q, k, v
 

@@ -1,7 +1,9 @@
 """EncoderBenchmark: the specification's block, what each metric means, and what is said when one cannot be measured."""
 
+import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from encoders_core import DataSet, EncoderBenchmark, MultimodalCombiner, OptionError, VideoEncoder, VisionEncoder
+from encoders_core import (
+    DataSet,
+    EncoderBenchmark,
+    MultimodalCombiner,
+    MultimodalSearchEncoder,
+    OptionError,
+    TextEncoder,
+    VideoEncoder,
+    VisionEncoder,
+)
 from encoders_core.benchmarking import metrics
 from encoders_core.benchmarking.datasets import read_folder, resolve
 from encoders_core.benchmarking.synthetic import motions, textures
@@ -166,6 +177,35 @@ def test_alignment_and_information_have_the_ends_that_they_should() -> None:
     kept = metrics.information_preservation(torch.cat([one, other], dim=1), {"a": one})
     assert kept["a"] > 0.9
     assert metrics.information_preservation(one, {"a": other})["a"] < 0.1
+
+
+@pytest.mark.parametrize(("name", "module", "count"), [("digits", "sklearn", 400), ("photographs", "skimage", 14)])
+def test_packaged_sets_are_there_or_say_how_to_get_them(name: str, module: str, count: int) -> None:
+    kind = "image" if name == "digits" else "pairs"
+    encoder: Any = SimpleNamespace(modalities=("image",) if kind == "image" else ("text", "image"))
+    if importlib.util.find_spec(module) is None:
+        with pytest.raises(OptionError, match=r"camvec\[datasets\]"):
+            resolve(name, encoder)
+    else:
+        assert len(resolve(name, encoder)) == count
+
+
+def test_search_encoder_is_scored_on_pairs_and_a_text_encoder_on_sentences(
+    vision: VisionEncoder, tmp_path: Path
+) -> None:
+    search = MultimodalSearchEncoder(vision, TextEncoder.from_pretrained(), embedding_space_dim=16)
+    colours = {"a red lighthouse": (200, 30, 30), "the blue sea": (20, 60, 200)}
+    for number, (text, colour) in enumerate(colours.items()):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(text)
+    benchmark = EncoderBenchmark(
+        {"search": search, "text": search.text_encoder}, {"search": tmp_path}, time_budget_s=0.5
+    )
+    results = benchmark.run_comprehensive_benchmark(["feature_quality"], 24)
+    assert results["search"]["alignment_score"] in {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert (results["search"].trained, results["text"].trained) == (False, True)
+    assert "no labels" in results["search"].not_applied["feature_quality"]
+    assert results["text"]["feature_quality"] > results["text"].details["feature_quality"]["chance"]
 
 
 def test_data_set_of_ones_own(vision: VisionEncoder) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from encoders_core.errors import OptionError
+from encoders_core.models import eager_linear
 from encoders_core.models.packed_linear import PackedLinear, packing_obstacle
 
 ACTIVATIONS: dict[str | None, Any] = {
@@ -52,6 +53,24 @@ def test_packed_in_bfloat16_is_close_and_float_outside() -> None:
         got, expected = PackedLinear.of(linear, compute=torch.bfloat16)(x), linear(x)
     assert got.dtype == torch.float32
     assert 0 < (got - expected).norm() / expected.norm() < 0.01
+
+
+@pytest.mark.parametrize("shape", [(1, 3072), (197, 3072), (2, 99, 3072)])
+def test_eager_linear_equals_plain_whatever_it_runs_through(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layer, x = eager_linear.Linear(3072, 128), torch.randn(shape) / 8.0
+    monkeypatch.setattr(eager_linear, "prefers_onednn", lambda: True)
+    expected = F.linear(x, layer.weight, layer.bias)
+    assert torch.equal(layer(x), expected), "with gradients it is torch's"
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+        if len(shape) == 3:
+            assert not torch.equal(layer(x), expected), "oneDNN rounds in another order"
+    monkeypatch.setattr(eager_linear, "prefers_onednn", lambda: False)
+    with torch.no_grad():
+        assert torch.equal(layer(x), expected)
 
 
 def test_packed_refuses_what_it_cannot_fuse() -> None:
