@@ -14,6 +14,7 @@ from streaming.redaction import redact
 from streaming.sources.base import Picture, SourceConfig, StreamInfo
 from streaming.sources.decoding import Decoder
 from streaming.sources.ffmpeg_log import LogLine, captured_log
+from streaming.sources.gated import gating_for
 from streaming.sources.options import Request, request_for
 from streaming.sources.reasons import AV_ERRORS, source_error
 from streaming.sources.timestamps import CaptureClock, Pacer, TimestampRepair
@@ -48,6 +49,7 @@ class AvSource:
         request = self._request = request_for(self._config)
         stream = self._stream = self._open_stream(request)
         info = self._info = self._describe(request, stream)
+        gating = gating_for(self._config.decode_gate, info, self._url)
         self._decoder = Decoder(
             clock=self._clock,
             repair=TimestampRepair(live=info.live, step_us=round(1e6 / info.fps) if info.fps else 40_000),
@@ -55,6 +57,7 @@ class AvSource:
             pacer=Pacer() if self._paced(request) else None,
             translate=self._translated,
             alive=self._alive,
+            run=gating.run if gating is not None else None,
         )
         return info
 
