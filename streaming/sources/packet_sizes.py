@@ -10,13 +10,13 @@ WINDOW: Final = 64
 READY: Final = 8
 """Quiet packets to know before any is called surprising or not."""
 MARGIN: Final = 5.0
-MAX_MARGIN: Final = 15.0
+MAX_MARGIN: Final = 10.0
 _STEP: Final = 1.25
 _LEVEL_RATE: Final = 0.15
 _LEVEL_SHARE: Final = 0.4
 """A rise that lasts is told from one that passes at this share of the margin."""
-_LEAST_SPREAD: Final = 0.08
-"""In octaves: an encoder's own unrest, about 5 % of the size."""
+_SPREAD: Final = (0.08, 0.25)
+"""Least and largest deviation, octaves: an encoder's own unrest; and what is still called quiet."""
 _TO_SIGMA: Final = 1.4826
 
 
@@ -50,7 +50,8 @@ class PacketSizes:
             return False
         octaves = self._recent[-1]
         middle = _median(self._recent)
-        spread = max(_LEAST_SPREAD, _TO_SIGMA * _median(abs(each - middle) for each in self._recent))
+        deviation = _TO_SIGMA * _median(abs(each - middle) for each in self._recent)
+        spread = min(max(deviation, _SPREAD[0]), _SPREAD[1])
         return max(octaves - middle, (self._level - middle) / _LEVEL_SHARE) > self.margin * spread
 
     def changed(self) -> None:
