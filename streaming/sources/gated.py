@@ -125,7 +125,7 @@ class GatedRun(Run):
         if not self.damage.trusting:
             gate.wake()
             return
-        image = pictures[0].image if len(pictures) == 1 and pictures[0].arrived_ns == arrival.arrived_ns else None
+        image = pictures[0].image if len(pictures) == 1 and not self.arrivals.waiting else None
         if image is None:
             gating.stand_aside(REORDERED)
         elif image.format.components[0].bits != 8:

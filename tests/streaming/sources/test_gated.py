@@ -268,7 +268,12 @@ def test_gate_is_reached_from_the_source_and_a_live_file_is_gated(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("name", "aside"),
-    [("fix_street_house.mp4", False), ("fix_idle_1080p60.mp4", True), ("mov_flower_720p.264", False)],
+    [
+        ("fix_street_house.mp4", False),
+        ("mov_dashcam_540p.mp4", False),
+        ("fix_bottles.mp4", True),
+        ("mov_flower_720p.264", True),
+    ],
 )
 def test_real_clip_is_shown_to_the_last_bit(name: str, *, aside: bool) -> None:
     folder = os.environ.get("CAMVEC_CLIPS")
