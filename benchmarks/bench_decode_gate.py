@@ -3,7 +3,8 @@
     python benchmarks/bench_decode_gate.py CLIP... [--codec h264] [--rate crf|cbr] [--gop-s 2] [--max-blind-s 1] [--json]
 
 Each clip is encoded again without B-frames, with a keyframe every `--gop-s` seconds and the zero-latency tuning of x264 or
-x265, as IP cameras do (`--rate cbr`: at a constant bit rate); `--as-is` takes the clip as it stands. Packets arrive at the
+x265, as IP cameras do (`--rate cbr`: at a constant bit rate; `--still SIGMA`: its first picture over and over, with sensor
+noise: what an empty room would give at best); `--as-is` takes the clip as it stands. Packets arrive at the
 pace of their timestamps, on a clock of our own. Capture's work is decoding, conversion to 224 x 224 and the gate; the gate on
 and off take turns, CPU is that of the thread, and the median of the turns counts.
 
@@ -52,12 +53,15 @@ class StreamClock:
     now_us: int = 0
 
     def wait(self, stream_us: int | None) -> None:
+        """As a `Pacer`: go on to the packet's time."""
         self.now_us = self.now_us if stream_us is None else max(self.now_us, stream_us + 1_000_000)
 
     def monotonic_ns(self) -> int:
+        """As a `Clock`."""
         return self.now_us * 1000
 
     def unix_us(self) -> int:
+        """As a `Clock`."""
         return self.now_us
 
 
@@ -66,7 +70,8 @@ def as_camera(path: Path, options: argparse.Namespace) -> Path:
     if options.as_is:
         return path
     CACHE.mkdir(exist_ok=True)
-    made = CACHE / f"{path.stem}-{options.codec}-{options.rate}-{options.gop_s}.mkv"
+    still = f"-still{options.still}" if options.still else ""
+    made = CACHE / f"{path.stem}-{options.codec}-{options.rate}-{options.gop_s}{still}.mkv"
     if made.exists():
         return made
     part = made.with_suffix(".part.mkv")
@@ -78,13 +83,23 @@ def as_camera(path: Path, options: argparse.Namespace) -> Path:
         stream.width, stream.height, stream.pix_fmt = pictures.width, pictures.height, "yuv420p"
         stream.codec_context.gop_size = round(float(rate) * options.gop_s)
         stream.options = {"preset": "veryfast", "tune": "zerolatency", "bf": "0", **_rate_options(options, pictures)}
+        first = np.empty(0, np.uint8)
         for index, image in enumerate(source.decode(pictures)):
             picture = image.reformat(format="yuv420p")
+            if options.still:
+                first = picture.to_ndarray() if index == 0 else first
+                picture = with_noise(first, options.still, index)
             picture.pts, picture.time_base, picture.pict_type = index, 1 / rate, 0
             output.mux(stream.encode(picture))
         output.mux(stream.encode(None))
     part.rename(made)
     return made
+
+
+def with_noise(planes: NDArray[np.uint8], sigma: float, seed: int) -> av.VideoFrame:
+    """A planar picture with sensor noise of so many levels."""
+    noise = np.random.default_rng(seed).normal(0, sigma, planes.shape)
+    return av.VideoFrame.from_ndarray(np.clip(planes + noise, 0, 255).astype(np.uint8), format="yuv420p")
 
 
 def _rate_options(options: argparse.Namespace, pictures: Any) -> dict[str, str]:
@@ -181,10 +196,7 @@ def frame_gate(turn: Turn, off: Turn, truth: Vectors, encoder: FrameEncoder) -> 
         if decision.encode:
             gate.begin(frame, at_ns, decision)
             gate.learn(truth[index])
-            if decision.reason != "audit" and decision.reason != "max_hold":
-                chosen.append(index)
-            else:
-                chosen.append(index)
+            chosen.append(index)
     return np.asarray(chosen)
 
 
@@ -215,28 +227,37 @@ def delays(turn: Turn, off: Turn, chosen: NDArray[np.intp]) -> tuple[list[float]
 def measure(path: Path, options: argparse.Namespace, encoder: FrameEncoder) -> dict[str, Any]:
     sent = as_camera(path, options)
     settings = DecodeGateSettings(options.max_blind_s, options.max_backlog, options.max_catch_up_ms)
-    off = play(sent, None, keep=True)
-    on = play(sent, settings, keep=False)
-    truth = vectors(sent, off.frames, encoder)
-    turns: dict[str, list[float]] = {"off": [], "on": []}
-    for _ in range(options.turns):
-        turns["off"].append(play(sent, None, keep=False).cpu_ms)
-        turns["on"].append(play(sent, settings, keep=False).cpu_ms)
-    alone = frame_gate(off, off, truth, encoder)
-    both = frame_gate(on, off, truth, encoder)
-    found, missed = delays(on, off, alone)
-    shown = np.flatnonzero(~np.asarray(on.blind))
-    cpu_off, cpu_on = statistics.median(turns["off"] or [off.cpu_ms]), statistics.median(turns["on"] or [on.cpu_ms])
-    return {
+    on, cpu = play(sent, settings, keep=False), turns(sent, settings, options.turns)
+    row = {
         "clip": path.stem,
-        "frames": len(truth),
+        "frames": len(on.blind),
         "blind": float(np.mean(on.blind)),
-        "never_decoded": 1 - on.decoded / len(truth),
-        "cpu_off_ms": cpu_off,
-        "cpu_on_ms": cpu_on,
-        "cpu_ratio": cpu_off / cpu_on,
+        "never_decoded": 1 - on.decoded / len(on.blind),
+        **cpu,
         "late_p50_ms": float(np.median(on.late_ms)) if on.late_ms else 0.0,
         "late_max_ms": max(on.late_ms, default=0.0),
+        "causes": on.causes,
+    }
+    return row if options.still else row | fidelity(sent, on, encoder)
+
+
+def turns(path: Path, settings: DecodeGateSettings, count: int) -> dict[str, float]:
+    """CPU milliseconds a frame, medians; the ratio is the median of those of neighbours."""
+    pairs = [(play(path, None, keep=False).cpu_ms, play(path, settings, keep=False).cpu_ms) for _ in range(count)]
+    return {
+        "cpu_off_ms": statistics.median(off for off, _ in pairs),
+        "cpu_on_ms": statistics.median(on for _, on in pairs),
+        "cpu_ratio": statistics.median(off / on for off, on in pairs),
+    }
+
+
+def fidelity(path: Path, on: Turn, encoder: FrameEncoder) -> dict[str, Any]:
+    """Changes found late or never, and the vectors that `finish` compares."""
+    off = play(path, None, keep=True)
+    truth = vectors(path, off.frames, encoder)
+    alone, both = frame_gate(off, off, truth, encoder), frame_gate(on, off, truth, encoder)
+    found, missed = delays(on, off, alone)
+    return {
         "changes": len(found) + missed,
         "missed": missed,
         "delay_p50_ms": float(np.median(found)) if found else 0.0,
@@ -244,18 +265,18 @@ def measure(path: Path, options: argparse.Namespace, encoder: FrameEncoder) -> d
         "delay_max_ms": max(found, default=0.0),
         "share_frame_gate": len(alone) / len(truth),
         "share_both": len(both) / len(truth),
-        "causes": on.causes,
         "_truth": truth,
-        "_shown": shown,
+        "_shown": np.flatnonzero(~np.asarray(on.blind)),
         "_alone": alone,
         "_both": both,
     }
 
 
 def finish(row: dict[str, Any], variance: float) -> dict[str, Any]:
-    truth = row.pop("_truth")
+    truth = row.pop("_truth", None)
     for name, key in (("fvu", "_shown"), ("fvu_frame_gate", "_alone"), ("fvu_both", "_both")):
-        row[name] = fvu(truth, hold(truth, row.pop(key)), variance)
+        if truth is not None:
+            row[name] = fvu(truth, hold(truth, row.pop(key)), variance)
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
 
 
@@ -265,6 +286,7 @@ def main() -> None:
     parser.add_argument("--codec", choices=["h264", "hevc"], default="h264")
     parser.add_argument("--rate", choices=["crf", "cbr"], default="crf")
     parser.add_argument("--as-is", action="store_true")
+    parser.add_argument("--still", type=float, default=0, help="the first picture over and over, with so much noise")
     parser.add_argument("--gop-s", type=float, default=2.0)
     parser.add_argument("--max-blind-s", type=float, default=DecodeGateSettings().max_blind_s)
     parser.add_argument("--max-backlog", type=int, default=DecodeGateSettings().max_backlog)

@@ -161,11 +161,8 @@ class CameraConfig(CameraSettings):
         from streaming.sources.base import SourceConfig  # noqa: PLC0415 - brings FFmpeg, which only capture needs
         from streaming.sources.decode_gate import DecodeGateSettings  # noqa: PLC0415 - as above
 
-        gate = self.decode_gate and DecodeGateSettings(
-            max_blind_s=self.decode_gate.max_blind_s,
-            max_backlog=self.decode_gate.max_backlog,
-            max_catch_up_ms=CATCH_UP_SHARE * self.budget_ms,
-        )
+        gate = self.decode_gate
+        catch_up_ms = CATCH_UP_SHARE * self.budget_ms
         return SourceConfig(
             url=self.url,
             transport=self.transport,
@@ -175,7 +172,7 @@ class CameraConfig(CameraSettings):
             stall_factor=self.stall_factor,
             realtime=self.realtime,
             loop=self.loop,
-            decode_gate=gate,
+            decode_gate=DecodeGateSettings(gate.max_blind_s, gate.max_backlog, catch_up_ms) if gate else None,
             strip=self.timecode_strip,
             options=self.options,
             tls_ca=None if self.tls.ca is None else str(self.tls.ca),

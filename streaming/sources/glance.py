@@ -14,9 +14,9 @@ from streaming.sources.planes import plane_view
 GRID_WH: Final = (32, 18)
 ROWS_STEP: Final = 4
 """Every fourth row is enough for a mean, and a quarter of the work."""
-LIMIT: Final = 0.4
+LIMIT: Final = 0.3
 """Levels, mean over the cells: about where the frame gate begins to encode (0.2 to 1 on our clips)."""
-NOISE_FACTOR: Final = 1.25
+NOISE_FACTOR: Final = 1.5
 MAX_NOISE: Final = 1.5
 """Levels: what differs by more, as while the camera moves, is no noise."""
 _STEPS: Final = 8

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from streaming.sources.gated import Gating
 from streaming.sources.timestamps import CaptureClock, TimestampRepair
 
 FPS = 25
+FORMATS = {".mkv": "matroska", ".ts": "mpegts", ".h264": "h264", ".h265": "hevc"}
 SIZE_HW = (192, 320)
 Scene = Callable[[int], NDArray[np.uint8]]
 Tamper = Callable[[int, Any], Any]
@@ -52,11 +54,11 @@ def room(noise: float = 0.0) -> Scene:
 
 def encoded(path: Path, scene: Scene, frames: int, *, codec: str = "libx264", gop: int = 50, **options: str) -> Path:
     """A clip of `scene`, without B-frames unless `options` ask for them; the container is that of the suffix."""
-    with av.open(str(path), "w", format={".mkv": "matroska", ".ts": "mpegts"}[path.suffix]) as output:
+    with av.open(str(path), "w", format=FORMATS[path.suffix]) as output:
         stream: Any = output.add_stream(codec, rate=FPS)
         stream.height, stream.width = SIZE_HW
         stream.pix_fmt, stream.codec_context.gop_size = "yuv420p", gop
-        plain = {"libx264": {"sc_threshold": "0"}, "libx265": {"x265-params": "log-level=none:scenecut=0"}}[codec]
+        plain = {f"{codec[3:]}-params": "scenecut=0:aud=1" + (":log-level=none" if codec == "libx265" else "")}
         stream.options = {"preset": "ultrafast", "tune": "zerolatency", "bf": "0"} | plain | options
         for index in range(frames):
             planes = np.full((SIZE_HW[0] * 3 // 2, SIZE_HW[1]), 128, np.uint8)
@@ -120,4 +122,4 @@ def blind_share(pictures: list[Picture]) -> float:
 def longest_blind_s(pictures: list[Picture]) -> float:
     """The longest time between two pictures that are shown."""
     shown_ns = [picture.arrived_ns for picture in pictures if picture.image is not None]
-    return max(after - before for before, after in zip(shown_ns, shown_ns[1:], strict=False)) / 1e9
+    return max(after - before for before, after in pairwise(shown_ns)) / 1e9

@@ -1,7 +1,10 @@
 """The decode gate in front of a real decoder: what is shown is what was sent, and every frame is told of."""
 
+import asyncio
 import os
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ from streaming.sources import SourceConfig, open_source
 from streaming.sources.base import Picture
 from streaming.sources.decode_gate import DecodeGateSettings
 from streaming.sources.gated import gating_for
+from streaming.sources.reader import CameraReader, Taken
+from tests.gear.rtsp import rtsp_server
 from tests.streaming.sources.gated_gear import (
     FPS,
     SIZE_HW,
@@ -78,7 +83,7 @@ def test_change_is_shown_with_the_packet_that_brings_it(tmp_path: Path, codec: s
 
 
 def test_keyframe_makes_those_before_it_needless(tmp_path: Path) -> None:
-    clip = encoded(tmp_path / "quiet.mkv", room(noise=2), 400, gop=20)
+    clip = encoded(tmp_path / "quiet.mkv", room(noise=1), 400, gop=20)
     gate, fed = gating(), []
 
     def note(_index: int, packet: Any) -> Any:
@@ -127,8 +132,6 @@ def test_stream_with_b_frames_is_decoded_as_it_comes_and_the_log_says_why(
 def test_source_that_cannot_be_gated_is_named_in_the_log(
     caplog: pytest.LogCaptureFixture, info: dict[str, Any], why: str
 ) -> None:
-    from dataclasses import replace
-
     with caplog.at_level("INFO"):
         assert gating_for(DecodeGateSettings(), replace(live_info(), **info), "cam") is None
     assert why in caplog.text
@@ -149,7 +152,7 @@ def test_slow_fade_is_seen_within_the_longest_blind_time(tmp_path: Path) -> None
 
 
 def test_pulsing_keyframes_do_not_keep_the_gate_awake(tmp_path: Path) -> None:
-    clip = encoded(tmp_path / "pulse.mkv", room(noise=4), 500, gop=12, crf="40")
+    clip = encoded(tmp_path / "pulse.mkv", room(noise=2), 500, gop=12, crf="36")
     gated = play(clip, gating())
     assert_same_where_shown(gated, play(clip))
     assert blind_share(gated[250:]) > 0.7
@@ -264,6 +267,38 @@ def test_gate_is_reached_from_the_source_and_a_live_file_is_gated(tmp_path: Path
         shares[gate is not None] = blind_share(pictures)
     assert shares[False] == 0
     assert shares[True] > 0.3
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", ".h264"), ("libx265", ".h265")])
+async def test_rtsp_camera_that_shows_nothing_new_looks_alive(tmp_path: Path, codec: str, suffix: str) -> None:
+    clip = encoded(tmp_path / f"quiet{suffix}", room(noise=2), 250, codec=codec)
+    with rtsp_server({"/cam": {"file": str(clip), "fps": FPS}}) as server:
+        config = SourceConfig(server.url("/cam"), decode_gate=DecodeGateSettings())
+        reader = CameraReader("front", config)
+        reading = asyncio.create_task(reader.run())
+        taken: list[Taken] = []
+        async with asyncio.timeout(30):
+            while reader.state().captured < 150:
+                taken.append(await reader.slot.get())
+        state = reader.state()
+        reading.cancel()
+        await asyncio.wait({reading})
+    up_to_seq, since = reader.tail()
+    assert (state.state, state.codec) == ("streaming", {"libx264": "h264", "libx265": "hevc"}[codec])
+    assert 20 < state.fps_in < 30
+    assert state.last_frame_at_us is not None
+    assert time.time() - state.last_frame_at_us / 1e6 < 2
+    for before, after in pairwise(taken):
+        assert after.frame_seq - before.frame_seq == 1 + after.since.frames
+    assert up_to_seq - taken[-1].frame_seq == since.frames
+    assert sum(one.since.dropped.get("blind", 0) for one in taken) > 50
+
+
+def test_test_scene_is_not_gated_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        open_source(SourceConfig("scene:street", decode_gate=DecodeGateSettings()))
+    assert "stands aside" in caplog.text
 
 
 @pytest.mark.parametrize(
