@@ -36,11 +36,11 @@ class Gating:
         _log.info("decode gate stands aside", source=self.name, why=why)
 
 
-def gating_for(settings: DecodeGateSettings | None, info: StreamInfo, name: str) -> Gating | None:
+def gating_for(settings: DecodeGateSettings | None, info: StreamInfo, name: str, *, strip_px: int = 0) -> Gating | None:
     """The gating of a source that is open, or None if there is none to be; the log says why."""
     if settings is None:
         return None
-    gating = Gating(DecodeGate(settings), name)
+    gating = Gating(DecodeGate(settings), name, Glance(strip_px))
     if info.lossless:
         gating.stand_aside("every frame of a file counts; with `realtime` it is read as a camera is")
     elif info.codec not in GATED_CODECS:

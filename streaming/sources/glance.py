@@ -29,6 +29,8 @@ Cells = NDArray[np.float32]
 class Glance:
     """Compares with the picture at the last change, so that slow changes add up until they count."""
 
+    strip_px: int = 0
+    """Rows at the bottom that are no picture."""
     _steps: deque[float] = field(default_factory=lambda: deque(maxlen=_STEPS))
     """Median difference of a cell between pictures that follow each other, levels."""
     _reference: Cells | None = field(default=None, repr=False)
@@ -41,7 +43,7 @@ class Glance:
 
     def changed(self, image: av.VideoFrame) -> bool:
         """Whether `image` shows something else than the reference; if so it becomes the reference."""
-        return self.changed_cells(luma_cells(image))
+        return self.changed_cells(luma_cells(image, self.strip_px))
 
     def changed_cells(self, cells: Cells) -> bool:
         """The same, of cells."""
@@ -56,7 +58,8 @@ class Glance:
         return True
 
 
-def luma_cells(image: av.VideoFrame) -> Cells:
-    """A decoded 8-bit YUV picture -> its cells."""
-    luma = plane_view(image.planes[0], (image.height, image.width))[::ROWS_STEP]
+def luma_cells(image: av.VideoFrame, strip_px: int = 0) -> Cells:
+    """A decoded 8-bit YUV picture -> its cells; the lowest `strip_px` rows are left out."""
+    rows = max(1, image.height - strip_px)
+    luma = plane_view(image.planes[0], (rows, image.width))[::ROWS_STEP]
     return np.asarray(cv2.resize(luma.astype(np.float32), GRID_WH, interpolation=cv2.INTER_AREA), np.float32)

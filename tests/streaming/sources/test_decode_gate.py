@@ -1,5 +1,6 @@
 from dataclasses import dataclass, field
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -281,6 +282,16 @@ def test_glance_noise_is_no_change_and_a_moving_camera_is() -> None:
     assert not noisy
     moving = [glance.changed_cells(rng.uniform(0, 255, GRID_WH[::-1]).astype(np.float32)) for _ in range(20)]
     assert all(moving)
+
+
+def test_glance_does_not_look_at_a_strip_of_time_code() -> None:
+    glances = [Glance(strip_px=16), Glance()]
+    for value in (16, 235, 16):
+        planes = np.full((72, 64), 128, np.uint8)
+        planes[32:48] = value
+        image = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+        found = [glance.changed(image) for glance in glances]
+    assert found == [False, True]
 
 
 # ---- headers
