@@ -19,7 +19,8 @@ Cause = Literal["awake", "keyframe", "size", "parameters", "backlog", "catch_up"
 MAX_BYTES: Final = 4 << 20
 FIRST_WAIT_S: Final = 0.2
 GLANCE_S: Final = 0.2
-"""Between two comparisons while awake."""
+MAX_GLANCE_S: Final = 1.0
+"""Between two comparisons while awake; longer while each of them finds a change."""
 PATIENCE_S: Final = 0.6
 MAX_PATIENCE_S: Final = 60.0
 """Without change before the gate dozes: at first, and after changes that sizes did not tell of."""
@@ -67,6 +68,7 @@ class DecodeGate:
     wait_s: float = 0.0
     """How long packets may wait now; 0: awake."""
     sizes: PacketSizes = field(default_factory=PacketSizes)
+    _glance_s: float = GLANCE_S
     _quiet_since_ns: int | None = None
     _looked_ns: int = 0
     _last_ns: int | None = None
@@ -96,11 +98,12 @@ class DecodeGate:
 
     def wants_look(self, now_ns: int) -> bool:
         """Whether the picture that has just been decoded should be compared."""
-        return self.dozing or now_ns - self._looked_ns >= GLANCE_S * 1e9
+        return self.dozing or now_ns - self._looked_ns >= self._glance_s * 1e9
 
     def looked(self, now_ns: int, *, changed: bool) -> None:
         """The picture of the packet that was decided last has been compared with the one at the last change."""
         self._looked_ns = now_ns
+        self._glance_s = min(MAX_GLANCE_S, 2 * self._glance_s) if changed else GLANCE_S
         if changed:
             self._on_change(now_ns)
         elif self.dozing:
