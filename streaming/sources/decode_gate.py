@@ -25,7 +25,8 @@ PATIENCE_S: Final = 0.6
 MAX_PATIENCE_S: Final = 60.0
 """Without change before the gate dozes: at first, and after changes that sizes did not tell of."""
 _GAP_DECAY: Final = 0.9
-_COST_RATE: Final = 0.1
+_COST_RATES: Final = (0.5, 0.05)
+"""Of the measured time a packet, up and down: the bound has to hold when decoding is slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ class DecodeGate:
     def decoded(self, packets: int, took_us: int) -> None:
         """Decoding so many packets took so long."""
         cost_ms = took_us / 1000 / max(1, packets)
-        self._cost_ms += (_COST_RATE if self._cost_ms else 1.0) * (cost_ms - self._cost_ms)
+        rate = _COST_RATES[cost_ms < self._cost_ms] if self._cost_ms else 1.0
+        self._cost_ms += rate * (cost_ms - self._cost_ms)
 
     def wants_look(self, now_ns: int) -> bool:
         """Whether the picture that has just been decoded should be compared."""
