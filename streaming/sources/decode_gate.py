@@ -75,6 +75,7 @@ class DecodeGate:
     _last_ns: int | None = None
     _gap_ns: float = 0.0
     _cost_ms: float = 0.0
+    _keyframe: bool = False
 
     @property
     def dozing(self) -> bool:
@@ -84,6 +85,7 @@ class DecodeGate:
     def decide(self, packet: PacketFacts) -> Verdict:
         """What to do with this packet."""
         self._note_gap(packet.arrived_ns)
+        self._keyframe = packet.keyframe
         self.cause = self._cause(packet)
         if self.cause == "waits":
             self.waiting += 1
@@ -93,7 +95,9 @@ class DecodeGate:
         return "restart" if self.cause == "keyframe" and packet.restart else "decode"
 
     def decoded(self, packets: int, took_us: int) -> None:
-        """Decoding so many packets took so long."""
+        """Decoding so many packets took so long; keyframes, which never wait, are no measure of those that do."""
+        if self._keyframe:
+            return
         cost_ms = took_us / 1000 / max(1, packets)
         rate = _COST_RATES[cost_ms < self._cost_ms] if self._cost_ms else 1.0
         self._cost_ms += rate * (cost_ms - self._cost_ms)

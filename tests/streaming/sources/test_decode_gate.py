@@ -132,6 +132,14 @@ def test_gate_backlog_is_bounded_by_packets_by_decoding_time_and_by_time(
     assert most - 1 <= longest <= most
 
 
+def test_gate_slow_keyframes_do_not_shorten_the_wait() -> None:
+    camera = asleep()
+    camera.decode_us = 30_000
+    camera.send(40_000, keyframe=True, restart=True)
+    camera.decode_us = 1000
+    assert [camera.send() for _ in range(20)] == ["wait"] * 20
+
+
 def test_gate_backlog_is_bounded_by_bytes() -> None:
     camera = Camera(DecodeGate(DecodeGateSettings(max_blind_s=60.0, max_backlog=1000, max_catch_up_ms=1e6)))
     for _ in range(2000):
