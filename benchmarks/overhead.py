@@ -1,6 +1,6 @@
 """What the pipeline costs besides decoding and encoding: CPU milliseconds per captured frame, by process.
 
-    python benchmarks/overhead.py [CLIP] [--streams 1] [--seconds 20] [--no-gate] [--json]
+    python benchmarks/overhead.py [CLIP] [--streams 1] [--seconds 20] [--no-gate] [--decode-gate] [--json]
 
 `camvec run` at its defaults reads CLIP (or the built-in street, 1280x720) over RTSP. Total: CPU of supervisor, capture,
 encoder and publisher. Taken off: decoding, as a process beside it costs that does nothing else with the same stream; and
@@ -52,6 +52,7 @@ async def measure(options: argparse.Namespace, clip: CodedClip, folder: Path, pr
         feed.connect()
         subscriber = await stack.enter_async_context(FeatureSubscriber(f"mqtt://127.0.0.1:{port}"))
         sections = {"mqtt": {"stats_interval_s": 1}, "encoder": {"gate": options.gate}}
+        sections["defaults"] = {"decode_gate": options.decode_gate}
         pids = await stack.enter_async_context(daemon(folder, feed.urls("camvec", cameras), port, **sections))
         features = subscriber.features()
         await asyncio.wait_for(anext(features), START_LIMIT_S)
@@ -74,6 +75,7 @@ async def measure(options: argparse.Namespace, clip: CodedClip, folder: Path, pr
         "fps": float(clip.fps),
         "streams": options.streams,
         "gate": options.gate,
+        "decode_gate": options.decode_gate,
         "arrived": arrived,
         "encoded_share": round(spent["vectors"] / arrived, 3),
         "cpu_ms_per_frame": per_frame,
@@ -138,6 +140,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--gate", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--decode-gate", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with (

@@ -13,6 +13,7 @@ ClockSource = Literal["rtcp", "driver", "arrival", "scene"]
 DropCause = Literal[
     "superseded",  # a newer frame took its place in a newest-wins slot
     "paced",  # the encoder asked for fewer frames than the camera sends
+    "blind",  # its packet waited undecoded as it showed nothing new (decode gate): the last vector stands for it
     "corrupt",  # damaged in transit or undecodable; also everything up to the next keyframe
     "late",  # its deadline could not be met any more
     "encoder_away",  # no encoder was connected

@@ -3,10 +3,10 @@
 import re
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from pydantic import Field, field_serializer
+from pydantic import BeforeValidator, Field, field_serializer
 from pydantic_core.core_schema import FieldSerializationInfo
 
-from streaming.config.fields import ConfigPath, NotBool, Number, Section, default_text, reveals
+from streaming.config.fields import ConfigPath, NotBool, Number, Section, Whole, default_text, reveals, switch
 from streaming.config.urls import SourceUrl, secrets_in_url
 
 if TYPE_CHECKING:
@@ -58,6 +58,30 @@ class EventsConfig(Section):
     activity: ActivityConfig = Field(default_factory=ActivityConfig, description="Something moves.")
 
 
+class DecodeGateConfig(Section):
+    """Packets of a camera that shows nothing new wait undecoded; their frames count as `blind`."""
+
+    max_blind_s: Number = Field(
+        default=1.0,
+        ge=0.1,
+        le=60,
+        description="Look at a picture at least this often, seconds, as long as packets come.",
+    )
+    max_backlog: Whole = Field(
+        default=60,
+        ge=1,
+        le=1000,
+        description="Packets that may wait at most; fewer, if decoding them would take 40 % of `budget_ms`.",
+    )
+
+
+DecodeGate = Annotated[
+    DecodeGateConfig | None, BeforeValidator(switch, json_schema_input_type=bool | DecodeGateConfig | None)
+]
+CATCH_UP_SHARE: Final = 0.4
+"""Of the latency budget: what decoding the packets that wait may take once one of them speaks of a change."""
+
+
 class CameraSettings(Section):
     """What a camera may set, and `defaults` for all of them."""
 
@@ -76,6 +100,11 @@ class CameraSettings(Section):
         default=None,
         description="Take at most so many frames a second; the others count as `paced`.",
         json_schema_extra=default_text("all"),
+    )
+    decode_gate: DecodeGate = Field(
+        default=None,
+        description="Let packets wait undecoded while their sizes tell of nothing new: `true`, or a mapping.",
+        json_schema_extra=default_text("`false`"),
     )
     transport: Literal["tcp", "udp"] = Field(default="tcp", description="How RTP travels; for rtsp:// only.")
     open_timeout_s: Number = Field(
@@ -130,7 +159,10 @@ class CameraConfig(CameraSettings):
     def source(self) -> "SourceConfig":
         """These settings as a source takes them."""
         from streaming.sources.base import SourceConfig  # noqa: PLC0415 - brings FFmpeg, which only capture needs
+        from streaming.sources.decode_gate import DecodeGateSettings  # noqa: PLC0415 - as above
 
+        gate = self.decode_gate
+        catch_up_ms = CATCH_UP_SHARE * self.budget_ms
         return SourceConfig(
             url=self.url,
             transport=self.transport,
@@ -140,6 +172,7 @@ class CameraConfig(CameraSettings):
             stall_factor=self.stall_factor,
             realtime=self.realtime,
             loop=self.loop,
+            decode_gate=DecodeGateSettings(gate.max_blind_s, gate.max_backlog, catch_up_ms) if gate else None,
             strip=self.timecode_strip,
             options=self.options,
             tls_ca=None if self.tls.ca is None else str(self.tls.ca),

@@ -93,6 +93,9 @@ class FrameAccount:
             self._since.drop("corrupt")
             return None
         self.last_frame_at_us, self.last_clock = picture.captured.at_us, picture.captured.clock
+        if picture.blind:
+            self._since.drop("blind")
+            return None
         if info.lossless:
             since, self._since = self._since, Since()
             return Taken(frame_seq, picture, since, info)

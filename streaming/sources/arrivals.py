@@ -13,6 +13,8 @@ class Arrival:
     arrived_ns: int
     arrived_us: int
     keyframe: bool
+    told: bool = False
+    """Its frame has been accounted for already: the packet had to wait."""
 
 
 @dataclass
@@ -32,12 +34,13 @@ class Arrivals:
     def match(self, pts: int | None) -> tuple[Arrival | None, int]:
         """The arrival of the picture with this pts, and how many earlier ones the decoder swallowed without a word.
 
-        Without a usable pts the oldest is taken: exact as long as the stream has no B-frames.
+        Frames that have been accounted for already do not count. Without a usable pts the oldest is taken: exact as long as the stream has no B-frames.
         """
         found = next((waiting for waiting in self.waiting if waiting.pts == pts), None) if pts is not None else None
         if found is None or pts is None:
             return (self.waiting.popleft() if self.waiting else None), 0
         kept = [waiting for waiting in self.waiting if waiting.pts is None or waiting.pts > pts]
-        swallowed = len(self.waiting) - len(kept) - 1
+        gone = [waiting for waiting in self.waiting if waiting.pts is not None and waiting.pts <= pts]
+        swallowed = sum(not waiting.told for waiting in gone if waiting is not found)
         self.waiting = deque(kept, maxlen=self.waiting.maxlen)
         return found, swallowed

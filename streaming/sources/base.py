@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming.frames import CaptureTime, FrameSpec
+from streaming.sources.decode_gate import DecodeGateSettings
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class SourceConfig:
     """A stream of larger pictures is refused, so that frame memory is bounded; 0: no limit."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Further FFmpeg options of the demuxer or protocol; they win over ours."""
+    decode_gate: DecodeGateSettings | None = None
+    """Let packets of a quiet camera wait undecoded; None: decode each as it comes. Not for lossless files."""
     strip: bool = False
     """The lowest 16 rows are a time code, as of the test scene: `captured` is read there, and it is no picture."""
     tls_ca: str | None = None
@@ -73,7 +76,7 @@ class Picture:
     """One access unit: decoded, or known to be damaged. Ready to be counted either way."""
 
     image: av.VideoFrame | None
-    """None when it is damaged or undecodable."""
+    """None when it is damaged or undecodable, or `blind`."""
     pts_us: int
     """Stream time, repaired to increase strictly."""
     captured: CaptureTime
@@ -84,6 +87,8 @@ class Picture:
     """The first good picture after an open or a change of picture size."""
     damaged: bool = False
     keyframe: bool = False
+    blind: bool = False
+    """Its packet waits undecoded, or is never decoded: no image, and nothing speaks of a change since the last picture."""
     converted: Converted | None = None
     """Done already, by the reader's thread."""
 

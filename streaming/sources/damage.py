@@ -43,6 +43,11 @@ class DamageGate:
     _clean_from: int = 0
     _distrusted_ns: int | None = None
 
+    @property
+    def trusting(self) -> bool:
+        """Whether pictures pass now, without a word against them."""
+        return self.joined and self._clean_from == 0
+
     def lost(self, packet: int, now_ns: int) -> None:
         """Data is missing, as the demuxer noticed while `packet` was read.
 

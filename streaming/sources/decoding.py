@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from streaming.clock import Clock
 from streaming.errors import SourceError
+from streaming.frames import CaptureTime
 from streaming.sources.arrivals import Arrival, Arrivals
 from streaming.sources.base import Picture
 from streaming.sources.damage import DamageGate, broken_picture, lost_packets
@@ -29,32 +30,36 @@ class Decoder:
     translate: Callable[[BaseException, list[LogLine]], SourceError]
     alive: Callable[[int], None]
     """Called with the arrival of each packet, CLOCK_MONOTONIC in ns."""
+    run: "Callable[[Decoder, Any, Any], Run] | None" = None
+    """Makes the run through a container; None: a plain `Run`."""
     size: tuple[int, int] | None = None
 
     def pictures(self, container: Any, stream: Any) -> Iterator[Picture]:
         """Every access unit of `stream` from here to its end. Raises SourceError."""
-        yield from _Run(self, container, stream).pictures()
+        yield from (self.run or Run)(self, container, stream).pictures()
 
 
 @dataclass
-class _Run:
+class Run:
     """One run through a container: its packets are numbered, its decoder holds some of them back."""
 
     decoder: Decoder
     container: Any
     stream: Any
     arrivals: Arrivals = field(default_factory=Arrivals)
-    gate: DamageGate = field(init=False)
+    damage: DamageGate = field(init=False)
     number: int = -1
 
     def __post_init__(self) -> None:
-        self.gate = DamageGate(joined=not self.decoder.repair.live)
+        self.damage = DamageGate(joined=not self.decoder.repair.live)
 
     def pictures(self) -> Iterator[Picture]:
-        for packet in self._packets():
-            yield from self._decode(packet)
+        """Every access unit, decoded as it comes."""
+        for packet, arrival in self._packets():
+            yield from self._decode(packet, arrival)
 
-    def _packets(self) -> Iterator[Any]:
+    def _packets(self) -> Iterator[tuple[Any, Arrival | None]]:
+        """Each packet with its arrival; the empty one at the end, for which the decoder is drained, has none."""
         demuxer = self.container.demux(self.stream)
         while True:
             with captured_log() as lines:
@@ -64,24 +69,24 @@ class _Run:
                     raise self.decoder.translate(exc, lines) from None  # it holds the URL with its password
             if packet is None:
                 return
-            if packet.size:
-                self._arrived(packet, lines)
-            yield packet
+            yield packet, self._arrived(packet, lines) if packet.size else None
 
-    def _arrived(self, packet: Any, lines: list[LogLine]) -> None:
+    def _arrived(self, packet: Any, lines: list[LogLine]) -> Arrival:
         if self.decoder.pacer is not None:
-            self.decoder.pacer.wait(_microseconds(packet.dts, packet.time_base))
+            self.decoder.pacer.wait(microseconds(packet.dts, packet.time_base))
         now_ns, now_us = self.decoder.clock.monotonic_ns(), self.decoder.clock.unix_us()
         self.decoder.alive(now_ns)
         self.number += 1
-        self.arrivals.add(Arrival(self.number, packet.pts, now_ns, now_us, packet.is_keyframe))
         if lost_packets(lines):
-            self.gate.lost(self.number, now_ns)
+            self.damage.lost(self.number, now_ns)
         if packet.is_corrupt:
-            self.gate.broken(self.number, now_ns)
+            self.damage.broken(self.number, now_ns)
+        return Arrival(self.number, packet.pts, now_ns, now_us, packet.is_keyframe)
 
-    def _decode(self, packet: Any) -> Iterator[Picture]:
+    def _decode(self, packet: Any, arrival: Arrival | None) -> Iterator[Picture]:
         """Feed one packet, or, if it is empty, drain what the decoder still holds."""
+        if arrival is not None:
+            self.arrivals.add(arrival)
         started_ns = time.perf_counter_ns()
         with captured_log() as lines:
             try:
@@ -90,10 +95,10 @@ class _Run:
                 images = None
         now_ns = self.decoder.clock.monotonic_ns()
         if images is None or broken_picture(lines):
-            self.gate.broken(self.number, now_ns)
+            self.damage.broken(self.number if arrival is None else arrival.number, now_ns)
         if images is None:
-            failed = self.arrivals.fail() if packet.size else None
-            yield from self._damaged(failed, 1)
+            failed = None if arrival is None else self.arrivals.fail()
+            yield from self._damaged(failed, 0 if failed is not None and failed.told else 1)
             return
         decode_us = (time.perf_counter_ns() - started_ns) // 1000 // max(1, len(images))
         for image in images:
@@ -107,15 +112,14 @@ class _Run:
         if self.stream.codec_context.name in ONE_PICTURE_PER_PACKET and not image.interlaced_frame:
             yield from self._damaged(arrival, swallowed)
         if image.is_corrupt:
-            self.gate.broken(arrival.number, arrival.arrived_ns)
-        trusted = self.gate.passes(arrival.number, arrival.arrived_ns, keyframe=arrival.keyframe)
-        if not self.gate.joined:
+            self.damage.broken(arrival.number, arrival.arrived_ns)
+        trusted = self.damage.passes(arrival.number, arrival.arrived_ns, keyframe=arrival.keyframe)
+        if arrival.told or not self.damage.joined:
             return
         yield self._timed(image, arrival, decode_us, trusted=trusted)
 
     def _timed(self, image: Any, arrival: Arrival, decode_us: int, *, trusted: bool) -> Picture:
-        raw_us = _microseconds(image.pts, image.time_base)
-        start_us = getattr(self.container, "start_time_realtime", None)  # since PyAV 18
+        raw_us = microseconds(image.pts, image.time_base)
         size = (image.width, image.height)
         reset = trusted and size != self.decoder.size
         if trusted:
@@ -123,7 +127,7 @@ class _Run:
         return Picture(
             image=image if trusted else None,
             pts_us=self.decoder.repair.feed(raw_us, arrival.arrived_ns),
-            captured=self.decoder.capture.capture_time(raw_us, arrival.arrived_us, start_us),
+            captured=self._capture_time(raw_us, arrival),
             arrived_ns=arrival.arrived_ns,
             decode_us=decode_us,
             reset=reset,
@@ -131,14 +135,19 @@ class _Run:
             keyframe=arrival.keyframe,
         )
 
+    def _capture_time(self, raw_us: int | None, arrival: Arrival) -> CaptureTime:
+        start_us = getattr(self.container, "start_time_realtime", None)  # since PyAV 18
+        return self.decoder.capture.capture_time(raw_us, arrival.arrived_us, start_us)
+
     def _damaged(self, arrival: Arrival | None, count: int) -> Iterator[Picture]:
         """`count` access units of which there is no picture at all; none before the stream has been joined."""
-        for _ in range(count if self.gate.joined else 0):
+        for _ in range(count if self.damage.joined else 0):
             arrived_ns = arrival.arrived_ns if arrival else self.decoder.clock.monotonic_ns()
             arrived_us = arrival.arrived_us if arrival else self.decoder.clock.unix_us()
             captured = self.decoder.capture.capture_time(None, arrived_us, None)
             yield Picture(None, self.decoder.repair.damaged(), captured, arrived_ns, decode_us=0, damaged=True)
 
 
-def _microseconds(ticks: int | None, time_base: Any) -> int | None:
+def microseconds(ticks: int | None, time_base: Any) -> int | None:
+    """Stream time in microseconds, or None where there is none."""
     return None if ticks is None or not time_base else round(ticks * time_base * 1_000_000)

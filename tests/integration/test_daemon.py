@@ -16,6 +16,7 @@ from streaming.feature import CameraState, Model
 from streaming.stream import Stream
 from tests.gear.daemon import daemon, wait_until
 from tests.gear.mosquitto import Mosquitto, mosquitto
+from tests.streaming.sources.gated_gear import encoded, room
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -91,6 +92,34 @@ async def test_daemon_accounts_for_every_frame_of_three_independent_lists(tmp_pa
         assert statistics.frames == totals["captured"]
         assert statistics.vectors == totals["published"]
         assert statistics.missing_messages == 0
+
+
+async def test_decode_gate_accounts_for_the_frames_that_nobody_looked_at(tmp_path: Path, broker: Mosquitto) -> None:
+    """A quiet camera: most frames are blind, and subscriber, account and state agree on every one."""
+    clip = encoded(tmp_path / "quiet.mkv", room(noise=2), 250)
+    text = config(broker, f"  front: {{url: {clip}, realtime: true, loop: true, decode_gate: true}}")
+    async with FeatureSubscriber(broker.url) as subscriber:
+        features = subscriber.features()
+        await features.ready()
+        with daemon(tmp_path, text) as running:
+            await take(subscriber, "front", 3)
+            before = subscriber.statistics("front")
+            await asyncio.sleep(8)
+            after = subscriber.statistics("front")
+            state = await until_state(subscriber, "front", "streaming")
+            _, seconds = await asyncio.to_thread(running.stop)
+            totals = running.totals()["front"]
+        await asyncio.sleep(0.5)
+        statistics = subscriber.statistics("front")
+    assert seconds < 5
+    assert add_up(totals), totals
+    assert statistics.frames == totals["captured"] > 150
+    assert statistics.dropped["blind"] == totals["blind"] > 0.5 * totals["captured"]
+    assert statistics.missing_messages == 0
+    assert after.heartbeats > before.heartbeats
+    assert after.vectors + after.heartbeats >= before.vectors + before.heartbeats + 3
+    assert state.fps_in > 20
+    assert state.dropped.keys() <= {"blind", "superseded", "paced", "encoder_away"}
 
 
 async def test_capture_worker_killed_under_load_loses_only_what_it_held(tmp_path: Path, broker: Mosquitto) -> None:

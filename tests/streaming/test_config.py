@@ -215,6 +215,7 @@ cameras:
     realtime: true
     loop: true
     timecode_strip: true
+    decode_gate: true
     tls: {ca: /x.pem, verify: no}
     options: {a: b}
 """).cameras["a"]

@@ -3,6 +3,8 @@
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 from encoders_core.config import GateConfig
 from streaming.config import (
     ActivityConfig,
@@ -14,6 +16,7 @@ from streaming.config import (
     SpoolConfig,
     load_text,
 )
+from streaming.config.cameras import DecodeGateConfig
 from workers.encoding import build_encoder, target_fvu_of
 from workers.mqtt_settings import event_settings_of, mqtt_settings_of
 
@@ -103,3 +106,26 @@ encoder:
         "adaptive_resolution",
     }  # the supervisor's
     assert FidelityConfig.model_fields.keys() == {"fvu", "audit"}
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("", None),
+        ("decode_gate: false", None),
+        ("decode_gate: true", (1.0, 60, 40.0)),
+        ("decode_gate: {max_blind_s: 3, max_backlog: 9}, budget_ms: 200", (3.0, 9, 80.0)),
+    ],
+)
+def test_decode_gate_reaches_the_source(said: str, expected: tuple[float, int, float] | None) -> None:
+    for text in (f"cameras: {{a: {{url: a.mp4, {said}}}}}", f"defaults: {{{said}}}\ncameras: {{a: a.mp4}}"):
+        gate = load(text).cameras["a"].source().decode_gate
+        assert (gate and (gate.max_blind_s, gate.max_backlog, gate.max_catch_up_ms)) == expected
+    assert DecodeGateConfig.model_fields.keys() == {"max_blind_s", "max_backlog"}
+
+
+def test_decode_gate_is_taken_back_by_a_camera() -> None:
+    cameras = load(
+        "defaults: {decode_gate: {max_blind_s: 2}}\ncameras: {a: {url: a.mp4, decode_gate: false}, b: b.mp4}"
+    ).cameras
+    assert [camera.source().decode_gate is not None for camera in cameras.values()] == [False, True]

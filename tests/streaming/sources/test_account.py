@@ -14,8 +14,11 @@ LIVE = StreamInfo("h264", 64, 48, 25.0, live=True)
 FILE = StreamInfo("h264", 64, 48, 25.0, live=False, lossless=True)
 
 
-def picture(pts_us: int = 0, arrived_ns: int = 0, *, damaged: bool = False, reset: bool = False) -> Picture:
-    return Picture(None, pts_us, CaptureTime(1, "arrival", 0), arrived_ns, 0, reset=reset, damaged=damaged)
+def picture(
+    pts_us: int = 0, arrived_ns: int = 0, *, damaged: bool = False, blind: bool = False, reset: bool = False
+) -> Picture:
+    captured = CaptureTime(1, "arrival", 0)
+    return Picture(None, pts_us, captured, arrived_ns, 0, reset=reset, damaged=damaged, blind=blind)
 
 
 def account_of(
@@ -26,7 +29,7 @@ def account_of(
     return FrameAccount(slot, first_seq, SYSTEM_CLOCK, counts.append, lambda: "superseded"), slot, counts
 
 
-@given(st.integers(0, 1000), st.lists(st.sampled_from(["good", "damaged", "take", "connect"]), max_size=80))
+@given(st.integers(0, 1000), st.lists(st.sampled_from(["good", "damaged", "blind", "take", "connect"]), max_size=80))
 def test_account_explains_every_gap(first_seq: int, steps: list[str]) -> None:  # invariant 2, R23
     loop, abandoned = asyncio.new_event_loop(), threading.Event()
     try:
@@ -41,13 +44,14 @@ def test_account_explains_every_gap(first_seq: int, steps: list[str]) -> None:  
                     last_seq = taken.frame_seq
                     causes.add(taken.since)
             else:
-                assert account.deliver(picture(damaged=step == "damaged"), LIVE, abandoned)
+                assert account.deliver(picture(damaged=step == "damaged", blind=step == "blind"), LIVE, abandoned)
                 delivered += 1
         up_to_seq, since = account.tail()
         assert up_to_seq - last_seq == since.frames
         assert up_to_seq + 1 == account.captured == first_seq + delivered
         assert counts == list(range(first_seq + 1, first_seq + delivered + 1))
         assert causes.add(since).dropped.get("corrupt", 0) == steps.count("damaged")
+        assert causes.dropped.get("blind", 0) == steps.count("blind")
         assert account.tail() == (up_to_seq, Since())
     finally:
         loop.close()
@@ -111,3 +115,16 @@ async def test_account_fps_sinks_when_nothing_comes() -> None:
     for number in range(50):
         account.deliver(picture(arrived_ns=now_ns - 60_000_000_000 + number * 40_000_000), LIVE, threading.Event())
     assert account.fps() < 1
+
+
+async def test_account_blind_frames_are_a_sign_of_life() -> None:
+    account, slot, _ = account_of(asyncio.get_running_loop())
+    now_ns = SYSTEM_CLOCK.monotonic_ns()
+    for number in range(26):
+        arrived_ns = now_ns - (25 - number) * 40_000_000
+        account.deliver(picture(arrived_ns=arrived_ns, blind=number > 0), LIVE, threading.Event())
+    assert 20 < account.fps() <= 25
+    assert account.last_frame_at_us == 1
+    assert account.captured == 26
+    assert slot.take() is not None
+    assert account.tail() == (25, Since(dropped={"blind": 25}))
