@@ -174,8 +174,8 @@ class MedicalEncoder(VisionEncoder):
             raise OptionError("multi_scale_features averages one vector a picture, but use_pooling is off")
         patch = self.config.patch_size
         half = [max(1, round(side / patch / 2)) * patch for side in x.shape[-2:]]
-        smaller = self.model(F.interpolate(x, size=half, mode="bilinear", antialias=True))
-        return F.normalize(torch.stack((features, smaller), dim=1), dim=-1)
+        smaller = F.interpolate(x.float(), size=half, mode="bilinear", antialias=True).to(x.dtype)
+        return F.normalize(torch.stack((features, self.model(smaller)), dim=1), dim=-1)
 
     def _encode_frames(self, prepared: Prepared, *, weights: bool, maps: bool, patches: bool) -> MedicalResult:
         x, prefix, patch = prepared.x, self.config.prefix, self.config.patch_size
