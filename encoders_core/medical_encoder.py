@@ -38,7 +38,7 @@ class MedicalEncoder(VisionEncoder):
     one the range of the picture's values; MONOCHROME1 is inverted. noise_reduction (None), "bilateral_filter".
     normalize_method ("z_score") over each picture, in place of the model's mean and deviation; "min_max" and "none" keep
     those. `architecture`: attention_to_detail reads pictures at twice the model's size, so that patches are half as wide
-    (4 times the patches, about 5 times the time); multi_scale_features makes the feature the mean of the unit features
+    (4 times as many, and the time with them); multi_scale_features makes the feature the mean of the unit features
     at the whole and at half the size (https://arxiv.org/abs/1711.02512); region_of_interest_detection fills `regions`
     from the attention rollout (https://arxiv.org/abs/2005.00928). `output`: preserve_spatial_info fills
     `patch_features`; confidence_estimation fills `confidence` by test-time augmentation
