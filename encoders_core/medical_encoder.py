@@ -38,7 +38,7 @@ class MedicalEncoder(VisionEncoder):
     one the range of the picture's values; MONOCHROME1 is inverted. noise_reduction (None), "bilateral_filter".
     normalize_method ("z_score") over each picture, in place of the model's mean and deviation; "min_max" and "none" keep
     those. `architecture`: attention_to_detail reads pictures at twice the model's size, so that patches are half as wide
-    (4 times the patches, about 5 times the time); multi_scale_features makes the feature the mean of the unit features
+    (4 times as many, and the time with them); multi_scale_features makes the feature the mean of the unit features
     at the whole and at half the size (https://arxiv.org/abs/1711.02512); region_of_interest_detection fills `regions`
     from the attention rollout (https://arxiv.org/abs/2005.00928). `output`: preserve_spatial_info fills
     `patch_features`; confidence_estimation fills `confidence` by test-time augmentation
@@ -174,8 +174,8 @@ class MedicalEncoder(VisionEncoder):
             raise OptionError("multi_scale_features averages one vector a picture, but use_pooling is off")
         patch = self.config.patch_size
         half = [max(1, round(side / patch / 2)) * patch for side in x.shape[-2:]]
-        smaller = self.model(F.interpolate(x, size=half, mode="bilinear", antialias=True))
-        return F.normalize(torch.stack((features, smaller), dim=1), dim=-1)
+        smaller = F.interpolate(x.float(), size=half, mode="bilinear", antialias=True).to(x.dtype)
+        return F.normalize(torch.stack((features, self.model(smaller)), dim=1), dim=-1)
 
     def _encode_frames(self, prepared: Prepared, *, weights: bool, maps: bool, patches: bool) -> MedicalResult:
         x, prefix, patch = prepared.x, self.config.prefix, self.config.patch_size

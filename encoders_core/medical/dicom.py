@@ -33,6 +33,8 @@ _KEPT: Final = (
     *(f"{color}PaletteColorLookupTable{part}" for color in ("Red", "Green", "Blue") for part in ("Descriptor", "Data")),
     *(f"Segmented{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
 )
+_MOST_SAMPLES: Final = 2**28
+"""Of a frame: the largest mammograms and slides have a quarter of it; a few bytes of JPEG 2000 can claim more."""
 _DECODERS: Final = "pip install python-gdcm, pyjpegls or another plugin of pydicom"
 
 
@@ -62,8 +64,7 @@ class DicomImage:
         self._data = _attempt("it is damaged or no DICOM picture", lambda: _kept(dataset))
         if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(self._data.dir()):
             raise InputError("the DICOM object has no pixels: a report, a plan, or another thing than a picture")
-        frames = _attempt("its number of frames is none", lambda: int(self._data.get("NumberOfFrames") or 1))
-        self.frame_count = max(1, frames)
+        self.frame_count = _attempt("its size or number of frames is none", lambda: _frame_count(self._data))
 
     @property
     def modality(self) -> str:
@@ -82,7 +83,12 @@ class DicomImage:
         """One frame, from 0. Raises InputError where it cannot be decoded or is no picture."""
         if not 0 <= index < self.frame_count:
             raise InputError(f"frame: expected 0 to {self.frame_count - 1}, got {index}")
-        stored = self._stored(index)
+        picture = self._picture(self._stored(index), index)
+        if not np.isfinite(picture.values).all():
+            raise InputError("its values are not all finite")
+        return picture
+
+    def _picture(self, stored: NDArray[Any], index: int) -> Picture:
         if self.photometric == "PALETTE COLOR":
             stored = _attempt("its palette cannot be applied", lambda: self._coloured(stored))
             return Picture(_unit(stored, 8 * stored.dtype.itemsize))
@@ -177,11 +183,12 @@ def load_dicom_image(path: str | os.PathLike[str]) -> DicomImage:
     pydicom = _pydicom()
     if not Path(path).is_file():
         raise InputError("no such DICOM file")
-    read = _attempt(
-        "it is damaged or no DICOM file",
-        lambda: pydicom.dcmread(path, force=has_dicom_name(path), specific_tags=list(_KEPT)),
-    )
-    return DicomImage(read)
+
+    def read() -> Any:
+        with Path(path).open("rb") as file:
+            return pydicom.dcmread(file, force=has_dicom_name(path), specific_tags=list(_KEPT))
+
+    return DicomImage(_attempt("it is damaged or no DICOM file", read))
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
@@ -216,6 +223,20 @@ def _kept(dataset: Any) -> Any:
         kept.file_meta.TransferSyntaxUID = syntax
     kept.set_original_encoding(*dataset.original_encoding)
     return kept
+
+
+def _frame_count(data: Any) -> int:
+    """What the header says, where it can be true. Raises InputError for a size or number that only a damaged file has."""
+    count, samples = int(data.get("NumberOfFrames") or 1), int(data.get("SamplesPerPixel") or 1)
+    size = int(data.Rows) * int(data.Columns) * samples
+    if not 0 < size <= _MOST_SAMPLES:
+        raise InputError(f"expected frames of 1 to {_MOST_SAMPLES} values, the header says {size}")
+    pixels = data.get("PixelData") or data.get("FloatPixelData") or data.get("DoubleFloatPixelData") or b""
+    encapsulated = getattr(data.file_meta.get("TransferSyntaxUID"), "is_encapsulated", False)
+    bits = 64 if encapsulated else size * int(data.get("BitsAllocated", 8)) // 2  # 4:2:2 takes less than it says
+    if not 1 <= count <= max(1, 8 * len(pixels) // max(1, bits)):
+        raise InputError("the header says more frames than the file can hold")
+    return count
 
 
 def _attempt(problem: str, read: Callable[[], Value]) -> Value:

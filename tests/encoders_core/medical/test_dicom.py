@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from encoders_core.errors import InputError
 from encoders_core.medical.dicom import DicomImage, is_dicom, load_dicom_image
@@ -134,6 +136,39 @@ def test_a_window_that_cannot_be_is_said_and_left_out(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         assert DicomImage(written(WindowCenter=10, WindowWidth=0)).frame().to_grey is None
     assert "over the range of its own values" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("elements", "words"),
+    [
+        ({"NumberOfFrames": 10**9}, "more frames than the file can hold"),
+        ({"NumberOfFrames": -1}, "more frames than the file can hold"),
+        ({"Rows": 65535, "Columns": 65535}, "expected frames of 1 to 268435456 values"),
+        ({"Columns": 0}, "expected frames of 1 to"),
+        ({"RescaleSlope": "1e300", "RescaleIntercept": 0}, "not all finite"),
+    ],
+)
+def test_headers_that_cannot_be_true_are_refused(elements: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        DicomImage(written(**elements)).frame()
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_damaged_file_is_a_picture_or_an_error_in_words(data: st.DataObject, tmp_path_factory: Any) -> None:
+    content = bytearray((FILES / "MR_small.dcm").read_bytes())
+    header = content.index(b"\xe0\x7f\x10\x00")  # where the pixels start
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(132, header + 16))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged.dcm"
+    path.write_bytes(content)
+    values, said = np.zeros(1, np.float32), ""
+    try:
+        values = load_dicom_image(path).frame().values
+    except InputError as error:
+        said = told(error)
+    assert "CompressedSamples" not in said
+    assert np.isfinite(values).all()
 
 
 @pytest.mark.parametrize(

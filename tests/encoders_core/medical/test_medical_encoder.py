@@ -247,7 +247,7 @@ def test_frames_and_slices_are_rows_that_say_where_they_are_from() -> None:
     assert result.frame_indices.tolist() == [0, *range(15), *range(3)]
     alone = make().encode(FILES / "rtdose.dcm")
     torch.testing.assert_close(result.features[1:16], alone.features, atol=1e-6, rtol=0)
-    assert make().encode([]).features.shape == (0, 16)
+    assert make(SPECIFIED).encode([], return_attention_maps=True).features.shape == (0, 16)
 
 
 def test_colours_and_grey_models() -> None:
@@ -384,6 +384,17 @@ def test_optimised_for_a_device_it_reads_as_before() -> None:
 def test_the_fallback_does_not_pretend_to_read_as_it_does() -> None:
     with pytest.raises(OptionError, match="got MedicalEncoder"):
         EncoderWithFallback(encoder=make())
+
+
+def test_bfloat16_and_models_without_pooling() -> None:
+    half = make(SPECIFIED, dtype=torch.bfloat16).encode(CT, return_attention_maps=True)
+    assert torch.cosine_similarity(half.features, make(SPECIFIED).encode(CT).features).min() > 0.99
+    assert half.attention_maps is not None
+    assert half.attention_maps.dtype == torch.float32
+    tokens = with_option("architecture", "multi_scale_features", value=True)
+    tokens.configure_advanced_settings({"output_projection": {"use_pooling": False}})
+    with pytest.raises(OptionError, match="multi_scale_features averages one vector a picture"):
+        tokens.encode(CT)
 
 
 def test_gradients_pass_and_training_mode_survives() -> None:
