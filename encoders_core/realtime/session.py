@@ -69,6 +69,7 @@ class Session:
         twin = copy.copy(self)
         memory = (self._state, self._gate, self._temporal)
         twin._state, twin._gate, twin._temporal = copy.deepcopy(memory)  # noqa: SLF001  our own, one object over
+        twin._pending = []  # noqa: SLF001
         return twin
 
     @property
