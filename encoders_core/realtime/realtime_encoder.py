@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from encoders_core.config import QUALITY_TARGETS, AuditConfig, GateConfig, Priority, QualityLevel, TemporalConfig
 from encoders_core.errors import EncoderError, InputError, OptionError
-from encoders_core.models.temporal import TemporalHead
 from encoders_core.realtime.audit import Auditor
 from encoders_core.realtime.fidelity import Fidelity
 from encoders_core.realtime.frame_encoder import EncoderDescriptor, FrameEncoder, ScalableFrameEncoder, fingerprint
@@ -33,7 +32,7 @@ from encoders_core.realtime.realtime_job import Arrival, RealtimeJob, feature_of
 from encoders_core.realtime.results import StreamFeature, StreamFeatures, StreamQuality, stack
 from encoders_core.realtime.scheduler import FrameScheduler
 from encoders_core.realtime.session import Session
-from encoders_core.realtime.temporal import TemporalStepper
+from encoders_core.realtime.temporal import temporal_stepper
 
 _NOMINAL_INTERVAL_US = 40_000
 _BLOCK_MEMORY = 0.99
@@ -86,7 +85,7 @@ class RealtimeVideoEncoder:
         self._row_scale = math.sqrt(target_fvu / QUALITY_TARGETS["balanced"]) if caching else None
         self._auditor = Auditor(audit, frame_encoder, target_fvu) if audit else None
         self._block_ns = 0
-        self._stepper = TemporalStepper(TemporalHead(frame_encoder.descriptor.dim, temporal)) if temporal else None
+        self._stepper = temporal_stepper(frame_encoder.descriptor.dim, temporal) if temporal else None
         self._sessions: dict[str, Session] = {}
         self.scheduler: FrameScheduler[Arrival] = FrameScheduler(frame_encoder.buckets, _rungs(frame_encoder, rungs))
         self.lossless = lossless
@@ -96,11 +95,13 @@ class RealtimeVideoEncoder:
         """Which model the temporal vectors come from, a second one beside that of the frames; None without a head."""
         if self._stepper is None:
             return None
-        head, frames = self._stepper.head, self.frame_encoder.descriptor
-        pooling = f"causal over {head.config.window} frames, held frames {head.config.skipped}"
-        mark = fingerprint(
-            head.state_dict(), frames.input, pooling=pooling, head=frames.fingerprint, variant=repr(head.config)
+        weights, config, frames = (
+            self._stepper.head.state_dict(),
+            self._stepper.config,
+            self.frame_encoder.descriptor,
         )
+        pooling = f"{config.kind}, causal over {config.window} frames, held frames {config.skipped}"
+        mark = fingerprint(weights, frames.input, pooling=pooling, head=frames.fingerprint, variant=repr(config))
         name = f"{frames.name}, temporal head without training"
         return replace(
             frames, model_id=f"{frames.model_id}-temporal", name=name, fingerprint=mark, trained=False, pooling=pooling

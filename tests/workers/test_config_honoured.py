@@ -14,7 +14,8 @@ from streaming.config import (
     SpoolConfig,
     load_text,
 )
-from workers.encoding import build_encoder, target_fvu_of
+from streaming.config import TemporalConfig as TemporalSection
+from workers.encoding import build_encoder, target_fvu_of, temporal_config
 from workers.mqtt_settings import event_settings_of, mqtt_settings_of
 
 PLAIN = "cameras: {a: a.mp4}\nmqtt: {}\n"
@@ -103,3 +104,10 @@ encoder:
         "adaptive_resolution",
     }  # the supervisor's
     assert FidelityConfig.model_fields.keys() == {"fvu", "audit"}
+
+
+def test_temporal_section_reaches_the_head() -> None:
+    head = temporal_config(load(PLAIN + "temporal: {kind: gru, window: 8, layers: 3, skipped: dt}\n"))
+    assert head is not None
+    assert (head.kind, head.window, head.depth, head.skipped) == ("gru", 8, 3, "dt")
+    assert TemporalSection.model_fields.keys() == {"kind", "window", "layers", "skipped"}
