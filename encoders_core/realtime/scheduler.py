@@ -295,20 +295,20 @@ class FrameScheduler(Generic[FrameT]):
         return Held(camera, job.frame)
 
     def _drop_late(self, now_ns: int) -> list[Dropped[FrameT]]:
-        if self._started_ns is not None and now_ns - self._started_ns >= self._probe_after_ns:
-            return []
+        probing = self._started_ns is not None and now_ns - self._started_ns >= self._probe_after_ns
         return [
             self._drop(camera, state, "late")
             for camera, state in self._cameras.items()
             if state.waiting
             and not state.waiting.must_run
             and not self._starving(state, now_ns)
+            and not (probing and now_ns < state.waiting.deadline_ns)
             and self._level(state.waiting, state, now_ns, self.ladder.buckets[0]) is None
         ]
 
     @staticmethod
     def _starving(state: _Camera[FrameT], now_ns: int) -> bool:
-        """The floor: a camera that has waited this long for one frame gets it, in time or not."""
+        """The floor: a camera that has waited this long for one frame gets it, in time or not, expired or not."""
         return state.hungry_since_ns is not None and now_ns - state.hungry_since_ns >= _FLOOR_NS
 
     def _heed_probe(self, level: Level, *, in_time: bool) -> None:
