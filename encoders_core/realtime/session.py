@@ -58,6 +58,7 @@ class Session:
         self._begun = self._encoding = False
         self._exact = False
         self._row_scale = row_scale
+        self._steered: tuple[float, bool] | None = None
         self.steer(1.0, exact=False)
         self.output: Output | None = None
         self.at_ns = 0
@@ -82,7 +83,9 @@ class Session:
 
     def steer(self, scale: float, *, exact: bool) -> None:
         """Scale the thresholds of all gates; `exact`: none of them counts any more, every frame gets a full pass."""
-        self._exact = exact
+        if (scale, exact) == self._steered:
+            return
+        self._steered, self._exact = (scale, exact), exact
         if self._gate:
             self._gate.scale = scale
         if self._row_gated and self._row_scale is not None:

@@ -74,6 +74,17 @@ def test_a_frame_that_no_vector_stood_for_is_not_measured_and_leaves_its_place()
     assert (auditor.fidelity("a").audited, auditor.fidelity("a").coverage) == (0, 1.0)
 
 
+def test_vectors_that_are_no_numbers_are_lost_and_not_averaged() -> None:
+    auditor = Auditor(AuditConfig(share=1.0), Rows(), 0.02)
+    frame = np.zeros((SIZE, SIZE, 3), np.uint8)
+    auditor.stood(auditor.draw("a", frame), np.full(12, np.nan, np.float32))
+    auditor.stood(auditor.draw("a", frame), np.zeros(12, np.float32))
+    while auditor.step():
+        pass
+    found = auditor.fidelity("a")
+    assert (found.audited, found.coverage, found.fvu) == (1, 0.5, 0.0)
+
+
 def test_fvu_and_cosine_are_those_of_their_definitions() -> None:
     source = np.random.default_rng(0)
     truth = source.normal(5, 3, (400, 12)).astype(np.float32)
