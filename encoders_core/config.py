@@ -1,12 +1,13 @@
 """What can be set about the encoders: frozen data, checked when made, defaults in one place."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from encoders_core.errors import OptionError
 
 QualityLevel = Literal["high_quality", "balanced", "fast"]
 Priority = Literal["low", "normal", "high"]
+TemporalKind = Literal["transformer", "lstm", "gru", "conv3d"]
 
 QUALITY_TARGETS: Final[dict[QualityLevel, float]] = {"high_quality": 0.005, "balanced": 0.02, "fast": 0.05}
 """Fraction of variance unexplained (FVU) that holding frames may cost, by level."""
@@ -59,17 +60,19 @@ class AuditConfig:
 
 @dataclass(frozen=True)
 class TemporalConfig:
-    """The temporal head: `depth` causal layers of `width` over the last `window` frames each.
+    """The temporal head: `depth` causal layers of `width` over the last `window` frames, each; a recurrence over them in all.
 
     `skipped` says what a held frame is to it: "hold": nothing, no step is made and its last output stands; "repeat": one
-    more frame with the held vector. Dropped frames are never steps.
+    more frame with the held vector; "dt": no step either, but the next one knows how many frames it is later. Dropped
+    frames are never steps.
     """
 
+    kind: TemporalKind = "transformer"
     window: int = 16
     depth: int = 2
     width: int = 256
     num_heads: int = 4
-    skipped: Literal["hold", "repeat"] = "hold"
+    skipped: Literal["hold", "repeat", "dt"] = "hold"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,5 +80,9 @@ class TemporalConfig:
             raise OptionError(f"window, depth, width, num_heads: expected positive numbers, got {self}")
         if self.width % self.num_heads:
             raise OptionError(f"width: expected a multiple of num_heads ({self.num_heads}), got {self.width}")
-        if self.skipped not in ("hold", "repeat"):
-            raise OptionError(f"skipped: expected 'hold' or 'repeat', got {self.skipped!r}")
+        if self.skipped not in ("hold", "repeat", "dt"):
+            raise OptionError(f"skipped: expected 'hold', 'repeat' or 'dt', got {self.skipped!r}")
+        if self.kind not in get_args(TemporalKind):
+            raise OptionError(f"kind: expected one of {', '.join(get_args(TemporalKind))}, got {self.kind!r}")
+        if self.window < 2 and (self.kind != "transformer" or self.skipped == "dt"):
+            raise OptionError(f"window: expected at least 2 frames for {self.kind} with {self.skipped!r}, got 1")

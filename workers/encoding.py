@@ -89,7 +89,7 @@ def target_fvu_of(config: Config) -> float:
 def temporal_config(config: Config) -> TemporalConfig | None:
     """The temporal head that a configuration asks for."""
     head = config.temporal
-    return TemporalConfig(window=head.window, depth=head.layers) if head else None
+    return TemporalConfig(kind=head.kind, window=head.window, depth=head.layers, skipped=head.skipped) if head else None
 
 
 def describe(descriptor: EncoderDescriptor, *, full_ms: float) -> ModelDescriptor:

@@ -13,13 +13,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from encoders_core.config import TemporalKind
 from encoders_core.errors import InputError, OptionError
 from encoders_core.models.layers import init_weights
 from encoders_core.models.positions import sincos_1d
 from encoders_core.models.rings import Ring
 from encoders_core.models.temporal_layers import AttentionLayers, ConvLayers, RecurrentLayers
 
-TemporalKind = Literal["transformer", "lstm", "gru", "conv3d"]
 TemporalPosition = Literal["sinusoidal", "learnable", "none"]
 
 

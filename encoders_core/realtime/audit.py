@@ -139,7 +139,7 @@ class Auditor:
         state = self._cameras.get(ticket.camera)
         if state is None:
             return
-        if truth is None:
+        if truth is None or not (np.isfinite(truth).all() and np.isfinite(ticket.features).all()):
             state.lost += 1
         else:
             state.meter.add(truth, ticket.features)

@@ -11,7 +11,7 @@ from typing import Final
 
 from encoders_core.realtime.load import Costs, Level
 
-_SURE: Final = 0.95
+_SURE: Final = 0.98
 _OWED: Final = 0.5
 _DOUBT: Final = 5.0
 """Power: where .95 of the passes would be in time for a frame just come, .77 will do for one that has waited, of .8 .33."""
@@ -65,7 +65,7 @@ def choose(costs: Costs, steps: Sequence[Level], chance: Chance) -> Level | None
         return None
     for level in steps:
         left_ns = chance.left_ns * (_STEP_UP if level.rung > chance.rung else 1.0)
-        if _within(costs, level, left_ns, chance.rung) >= min(_SURE * hope, wanted):
+        if _within(costs, level, left_ns, chance.rung) >= _SURE * hope:
             return level
     return best
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+import numpy as np
+
 _WINDOW: Final = 64  # passes of a level, for its work
 _RECENT: Final = 32  # passes of any level, for the slowness
 _FORGET_NS: Final = 2e9
@@ -32,17 +34,18 @@ class Level(NamedTuple):
     row_cap: int
 
 
-@dataclass(slots=True)
 class Costs:
     """How long passes take, by level, nanoseconds."""
 
-    _work: dict[Level, deque[int]] = field(default_factory=dict)
-    _medians: dict[Level, int] = field(default_factory=dict)
-    _slowness: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_RECENT))
-    """When, and time taken over work."""
-    _ranked: list[tuple[float, float]] = field(default_factory=list)
-    """Slowness ascending, and the share of the weight up to and including it."""
-    _mean: float = 1.0
+    def __init__(self) -> None:
+        self._work: dict[Level, deque[int]] = {}
+        self._medians: dict[Level, int] = {}
+        self._at_ns, self._slowness = np.zeros(_RECENT), np.zeros(_RECENT)
+        """When passes ended, and the time that they took over their work: rings."""
+        self._seen = 0
+        self._ranked, self._upto = np.zeros(0), np.zeros(0)
+        """Slowness ascending, and the share of the weight up to and including it."""
+        self._mean = 1.0
 
     def add(self, level: Level, cost_ns: int, *, now_ns: int, cpu_ns: int | None = None) -> None:
         """A pass took `cost_ns`, of which this thread computed for `cpu_ns` (None: all of it)."""
@@ -50,8 +53,7 @@ class Costs:
         work.append(max(1, cost_ns if cpu_ns is None else cpu_ns))
         ordered = sorted(work)
         self._medians[level] = ordered[(len(ordered) - 1) // 2]
-        self._slowness.append((now_ns, cost_ns / self._medians[level]))
-        self._rank()
+        self._remember(now_ns, cost_ns / self._medians[level])
 
     def work_ns(self, level: Level) -> float:
         """Processor time of such a pass; of a kind that never ran, as its nearest neighbours suggest; 0: nothing is known."""
@@ -70,19 +72,18 @@ class Costs:
 
     def quantile_ns(self, level: Level, share: float) -> float:
         """The time that this share of such passes keeps within."""
-        return self.work_ns(level) * next((slow for slow, upto in self._ranked if upto >= share), self._slowest)
+        if not self._seen:
+            return 0.0
+        place = min(int(self._upto.searchsorted(share)), len(self._ranked) - 1)
+        return self.work_ns(level) * float(self._ranked[place])
 
     def share_within(self, level: Level, limit_ns: float, *, work_ns: float | None = None) -> float:
         """The share of such passes that take at most `limit_ns`; `work_ns`: as if that were their work."""
         work = self.work_ns(level) if work_ns is None else work_ns
-        if work <= 0 or not self._ranked:
+        if work <= 0 or not self._seen:
             return 1.0 if limit_ns >= 0 else 0.0
-        within = 0.0
-        for slow, upto in self._ranked:
-            if slow * work > limit_ns:
-                break
-            within = upto
-        return within
+        place = int(self._ranked.searchsorted(limit_ns / work, side="right"))
+        return float(self._upto[place - 1]) if place else 0.0
 
     def mean_ns(self, level: Level) -> float:
         """The running mean."""
@@ -92,26 +93,21 @@ class Costs:
         """Forget all but the newest pass, of this level: what came before no longer holds."""
         self._work[level] = deque(list(self._work[level])[-1:], maxlen=_WINDOW)
         self._medians[level] = self._work[level][0]
-        at_ns, _ = self._slowness[-1]
-        self._slowness.clear()
-        self._slowness.append((at_ns, 1.0))
-        self._rank()
+        at_ns = float(self._at_ns[(self._seen - 1) % _RECENT])
+        self._seen = 0
+        self._remember(at_ns, 1.0)
 
-    @property
-    def _slowest(self) -> float:
-        return self._ranked[-1][0] if self._ranked else 1.0
-
-    def _rank(self) -> None:
-        newest_ns = self._slowness[-1][0]
-        weighed = sorted(
-            (slow, max(_LEAST_WEIGHT, math.exp((at_ns - newest_ns) / _FORGET_NS))) for at_ns, slow in self._slowness
-        )
-        total, upto = math.fsum(weight for _, weight in weighed), 0.0
-        self._ranked = []
-        for slow, weight in weighed:
-            upto += weight / total
-            self._ranked.append((slow, upto))
-        self._mean = math.fsum(slow * weight for slow, weight in weighed) / total
+    def _remember(self, at_ns: float, slowness: float) -> None:
+        place = self._seen % _RECENT
+        self._at_ns[place], self._slowness[place] = at_ns, slowness
+        self._seen += 1
+        filled = min(self._seen, _RECENT)
+        slow = self._slowness[:filled]
+        weight = np.maximum(np.exp((self._at_ns[:filled] - at_ns) / _FORGET_NS), _LEAST_WEIGHT)
+        weight /= weight.sum()
+        order = slow.argsort()
+        self._ranked, self._upto = slow[order], weight[order].cumsum()
+        self._mean = float(slow @ weight)
 
 
 @dataclass(slots=True)

@@ -5,10 +5,10 @@ the same for an async source, newest first. A worker process drives `offer`, `ne
 One thread calls everything, but for `RealtimeJob.step`, which may run in another.
 """
 
-import asyncio
+import contextlib
 import math
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 
 from encoders_core.config import QUALITY_TARGETS, AuditConfig, GateConfig, Priority, QualityLevel, TemporalConfig
 from encoders_core.errors import EncoderError, InputError, OptionError
-from encoders_core.models.temporal import TemporalHead
 from encoders_core.realtime.audit import Auditor
 from encoders_core.realtime.fidelity import Fidelity
 from encoders_core.realtime.frame_encoder import EncoderDescriptor, FrameEncoder, ScalableFrameEncoder, fingerprint
-from encoders_core.realtime.intake import Frames, as_frame, as_frames
+from encoders_core.realtime.intake import Frames, as_frames
 from encoders_core.realtime.jobs import CameraCounts, Dropped, Held, Outcome
+from encoders_core.realtime.live_stream import run, stream_all, stream_newest
 from encoders_core.realtime.load import Level
 from encoders_core.realtime.profile import profile
 from encoders_core.realtime.realtime_job import Arrival, RealtimeJob, feature_of
 from encoders_core.realtime.results import StreamFeature, StreamFeatures, StreamQuality, stack
 from encoders_core.realtime.scheduler import FrameScheduler
 from encoders_core.realtime.session import Session
-from encoders_core.realtime.temporal import TemporalStepper
+from encoders_core.realtime.temporal import temporal_stepper
 
 _NOMINAL_INTERVAL_US = 40_000
 _BLOCK_MEMORY = 0.99
@@ -85,7 +85,7 @@ class RealtimeVideoEncoder:
         self._row_scale = math.sqrt(target_fvu / QUALITY_TARGETS["balanced"]) if caching else None
         self._auditor = Auditor(audit, frame_encoder, target_fvu) if audit else None
         self._block_ns = 0
-        self._stepper = TemporalStepper(TemporalHead(frame_encoder.descriptor.dim, temporal)) if temporal else None
+        self._stepper = temporal_stepper(frame_encoder.descriptor.dim, temporal) if temporal else None
         self._sessions: dict[str, Session] = {}
         self.scheduler: FrameScheduler[Arrival] = FrameScheduler(frame_encoder.buckets, _rungs(frame_encoder, rungs))
         self.lossless = lossless
@@ -95,11 +95,13 @@ class RealtimeVideoEncoder:
         """Which model the temporal vectors come from, a second one beside that of the frames; None without a head."""
         if self._stepper is None:
             return None
-        head, frames = self._stepper.head, self.frame_encoder.descriptor
-        pooling = f"causal over {head.config.window} frames, held frames {head.config.skipped}"
-        mark = fingerprint(
-            head.state_dict(), frames.input, pooling=pooling, head=frames.fingerprint, variant=repr(head.config)
+        weights, config, frames = (
+            self._stepper.head.state_dict(),
+            self._stepper.config,
+            self.frame_encoder.descriptor,
         )
+        pooling = f"{config.kind}, causal over {config.window} frames, held frames {config.skipped}"
+        mark = fingerprint(weights, frames.input, pooling=pooling, head=frames.fingerprint, variant=repr(config))
         name = f"{frames.name}, temporal head without training"
         return replace(
             frames, model_id=f"{frames.model_id}-temporal", name=name, fingerprint=mark, trained=False, pooling=pooling
@@ -148,14 +150,8 @@ class RealtimeVideoEncoder:
         times = _timestamps(timestamps_us, len(pixels))
         if camera not in self._sessions:
             self.add_camera(camera)
-        session = self._sessions[camera]
-        if not update_temporal_context:
-            self._sessions[camera] = session.copy()
-        try:
+        with contextlib.nullcontext() if update_temporal_context else self._looking(camera):
             done = [self._encode_one(camera, *pair) for pair in zip(pixels, times, strict=True)]
-        finally:
-            if not update_temporal_context:
-                self._sessions[camera] = session
         while self.audit_step():
             pass
         return stack(done, self.frame_encoder.descriptor.dim, temporal=self._stepper is not None)
@@ -170,29 +166,9 @@ class RealtimeVideoEncoder:
         """
         if camera not in self._sessions:
             self.add_camera(camera)
-        if self.lossless:
-            async for feature in self._stream_all(frames, camera):
-                yield feature
-            return
-        inbox = _Inbox()
-        reader = asyncio.create_task(self._read(frames, camera, inbox), name=f"camvec.stream[{camera}]")
-        try:
-            while not reader.done() or inbox.changed.is_set():
-                await inbox.changed.wait()
-                inbox.changed.clear()
-                # A held frame is older than one that waits, and newer than one whose encoding ran when it came.
-                if inbox.held:
-                    held, inbox.held = inbox.held, None
-                    yield self._held(held)
-                job, _ = self.next_job(camera=camera)
-                if job:
-                    await _run_in_thread(job)
-                    inbox.changed.set()
-                    yield job.result()
-            await reader
-        finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+        features = stream_all(self, frames, camera) if self.lossless else stream_newest(self, frames, camera)
+        async for feature in features:
+            yield feature
 
     # The surface of a worker's loop
 
@@ -222,7 +198,7 @@ class RealtimeVideoEncoder:
         session = self._session(camera)
         ticket = self._auditor.draw(camera, pixels) if self._auditor else None
         at_ns = arrived_ns if pts_us is None else pts_us * 1000
-        decision = session.decide(pixels, at_ns, slack=self._has_slack(came=camera))
+        decision = session.decide(pixels, at_ns, slack=not lossless and self._has_slack(came=camera))
         arrival = Arrival(pixels, arrived_ns, at_ns, tag, session, decision, ticket)
         wish = session.wish(pixels, decision)
         outcomes = self.scheduler.offer(
@@ -233,7 +209,7 @@ class RealtimeVideoEncoder:
             held=not decision.encode,
             cold=decision.reason in ("cold", "cut") or (wish is not None and wish.cold),
             lossless=lossless,
-            background=decision.early and not lossless,
+            background=decision.early,
             whole=session.whole or decision.reason == "max_hold",
             rows=None if wish is None else wish.rows,
         )
@@ -276,6 +252,26 @@ class RealtimeVideoEncoder:
             for cost_ns, cpu_ns in costs:
                 self.scheduler.measured(cost_ns, level=Level(self.scheduler.ladder.rungs[0], row_cap), cpu_ns=cpu_ns)
         return float(np.median([cost_ns for cost_ns, _ in costs_ns[self.frame_encoder.buckets[-1]]])) / 1e6
+
+    def held_feature(self, outcome: Held[Arrival]) -> StreamFeature:
+        """The vector that stands for a frame that was held."""
+        arrival = outcome.frame
+        output = arrival.session.output
+        if output is None:
+            raise AssertionError("held before anything was encoded")
+        latency_ns = self.clock() - arrival.arrived_ns
+        quality = StreamQuality(
+            reason="held",
+            rung=arrival.session.rung,
+            tokens_updated=0,
+            tokens_total=arrival.session.tokens_total,
+            cold=False,
+            change=arrival.decision.change.share,
+            cut=False,
+            encode_us=0,
+            budget_met=True,
+        )
+        return feature_of(outcome.camera, output, quality, latency_ns, arrival.tag)
 
     def statistics(self) -> dict[str, CameraStatistics]:
         """What became of each camera's frames."""
@@ -334,81 +330,27 @@ class RealtimeVideoEncoder:
             raise OptionError(f"unknown camera {camera!r}; there are: {known}")
         return self._sessions[camera]
 
+    @contextlib.contextmanager
+    def _looking(self, camera: str) -> Iterator[None]:
+        """What is done to `camera` leaves no trace in its memory, nor in its audits."""
+        session, auditor = self._sessions[camera], self._auditor
+        self._sessions[camera], self._auditor = session.copy(), None
+        try:
+            yield
+        finally:
+            self._sessions[camera], self._auditor = session, auditor
+
     def _encode_one(self, camera: str, frame: NDArray[np.uint8], pts_us: int | None) -> StreamFeature:
         if pts_us is None:
             pts_us = self._sessions[camera].at_ns // 1000 + _NOMINAL_INTERVAL_US
         for outcome in self.offer(camera, frame, self.clock(), pts_us=pts_us, lossless=True):
             if isinstance(outcome, Held):
-                return self._held(outcome)
+                return self.held_feature(outcome)
         job, _ = self.next_job(camera=camera)
         if job is None:
             raise EncoderError(f"camera {camera!r}: another frame of it is being encoded; finish that job first")
-        _run(job)
+        run(job)
         return job.result()
-
-    def _held(self, outcome: Held[Arrival]) -> StreamFeature:
-        arrival = outcome.frame
-        output = arrival.session.output
-        if output is None:
-            raise AssertionError("held before anything was encoded")
-        latency_ns = self.clock() - arrival.arrived_ns
-        quality = StreamQuality(
-            reason="held",
-            rung=arrival.session.rung,
-            tokens_updated=0,
-            tokens_total=arrival.session.tokens_total,
-            cold=False,
-            change=arrival.decision.change.share,
-            cut=False,
-            encode_us=0,
-            budget_met=True,
-        )
-        return feature_of(outcome.camera, output, quality, latency_ns, arrival.tag)
-
-    async def _stream_all(
-        self, frames: AsyncIterable[torch.Tensor | NDArray[Any]], camera: str
-    ) -> AsyncIterator[StreamFeature]:
-        async for frame in frames:
-            pixels = as_frame(frame, self.frame_encoder.descriptor.input)
-            for outcome in self.offer(camera, pixels, self.clock(), lossless=True):
-                if isinstance(outcome, Held):
-                    yield self._held(outcome)
-            job, _ = self.next_job(camera=camera)
-            if job:
-                await asyncio.to_thread(_run, job)
-                yield job.result()
-
-    async def _read(self, frames: AsyncIterable[torch.Tensor | NDArray[Any]], camera: str, inbox: "_Inbox") -> None:
-        try:
-            async for frame in frames:
-                pixels = as_frame(frame, self.frame_encoder.descriptor.input)
-                for outcome in self.offer(camera, pixels, self.clock()):
-                    if isinstance(outcome, Held):
-                        inbox.held = outcome
-                inbox.changed.set()
-        finally:
-            inbox.changed.set()
-
-
-class _Inbox:
-    """Between the reader of an async source and the encoder: the newest held frame, and that there is something to do."""
-
-    def __init__(self) -> None:
-        self.changed = asyncio.Event()
-        self.held: Held[Arrival] | None = None
-
-
-def _run(job: RealtimeJob) -> None:
-    while not job.step():
-        pass
-
-
-async def _run_in_thread(job: RealtimeJob) -> None:
-    try:
-        await asyncio.to_thread(_run, job)
-    except asyncio.CancelledError:
-        job.abandon()
-        raise
 
 
 def _gate_config(gate: GateConfig | QualityLevel | None) -> GateConfig | None:

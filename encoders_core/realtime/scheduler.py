@@ -141,7 +141,8 @@ class FrameScheduler(Generic[FrameT]):
         """The job to start now, if any (of `camera` alone, if named), and the frames given up because they would be late.
 
         May be called while a job is suspended: a camera has one job at a time, and of those that give way to others
-        (cold and background ones) one runs at a time.
+        (cold and background ones) one runs at a time. It gives way until its deadline; from then on to cameras that have
+        had less service alone, or under overload it would never end.
         """
         self._now_ns = max(self._now_ns, now_ns)
         dropped = self._drop_late(now_ns)
@@ -164,6 +165,8 @@ class FrameScheduler(Generic[FrameT]):
             cap = self.ladder.buckets[0]
             ready.sort(key=lambda pair: (pair[1].service, pair[0].deadline_ns, pair[0].order))
         job, state = ready[0]
+        if any(_has_waited(other, now_ns) and other.service < state.service for other in self._cameras.values()):
+            return None, dropped
         self._start(job, state, now_ns, cap)
         return job, dropped
 
@@ -292,20 +295,20 @@ class FrameScheduler(Generic[FrameT]):
         return Held(camera, job.frame)
 
     def _drop_late(self, now_ns: int) -> list[Dropped[FrameT]]:
-        if self._started_ns is not None and now_ns - self._started_ns >= self._probe_after_ns:
-            return []
+        probing = self._started_ns is not None and now_ns - self._started_ns >= self._probe_after_ns
         return [
             self._drop(camera, state, "late")
             for camera, state in self._cameras.items()
             if state.waiting
             and not state.waiting.must_run
             and not self._starving(state, now_ns)
+            and not (probing and now_ns < state.waiting.deadline_ns)
             and self._level(state.waiting, state, now_ns, self.ladder.buckets[0]) is None
         ]
 
     @staticmethod
     def _starving(state: _Camera[FrameT], now_ns: int) -> bool:
-        """The floor: a camera that has waited this long for one frame gets it, in time or not."""
+        """The floor: a camera that has waited this long for one frame gets it, in time or not, expired or not."""
         return state.hungry_since_ns is not None and now_ns - state.hungry_since_ns >= _FLOOR_NS
 
     def _heed_probe(self, level: Level, *, in_time: bool) -> None:
@@ -330,3 +333,9 @@ class FrameScheduler(Generic[FrameT]):
             if finish_ns > job.deadline_ns and not job.must_run:
                 return False
         return True
+
+
+def _has_waited(state: _Camera[FrameT], now_ns: int) -> bool:
+    """Whether a job of this camera has given way for long enough."""
+    job = state.running
+    return job is not None and now_ns > job.deadline_ns and (job.cold or (job.background and state.waiting is not None))

@@ -15,7 +15,7 @@ from encoders_core.realtime.frame_encoder import FrameEncoder, Plan
 from encoders_core.realtime.frame_gate import Decision, FrameGate
 from encoders_core.realtime.intake import shrink_frame
 from encoders_core.realtime.load import Level
-from encoders_core.realtime.temporal import TemporalState, TemporalStepper
+from encoders_core.realtime.temporal import SequenceStepper, TemporalStepper
 from encoders_core.realtime.token_gate import RowEncoder, TokenGate
 
 _EVERY_FRAME = Change(score=0.0, share=1.0, cut=False, light=False)
@@ -41,7 +41,7 @@ class Session:
         self,
         encoder: FrameEncoder,
         gate: GateConfig | None,
-        temporal: TemporalStepper | None,
+        temporal: TemporalStepper | SequenceStepper | None,
         *,
         row_scale: float | None = 1.0,
     ) -> None:
@@ -49,12 +49,16 @@ class Session:
         self._state: Any = encoder.new_state()
         self._gate = _new_gate(encoder, gate) if gate else None
         self._stepper = temporal
-        self._temporal: TemporalState | None = temporal.new_state() if temporal else None
+        self._temporal: Any = temporal.new_state() if temporal else None
+        self._frames = self._stepped = 0
+        """Frames that came, and which of them the temporal head saw last."""
+        self._gap = 1
         self._pending: list[Stood | None] = []
         """Of the frames that were held while another was encoded: its vector will stand for them."""
         self._begun = self._encoding = False
         self._exact = False
         self._row_scale = row_scale
+        self._steered: tuple[float, bool] | None = None
         self.steer(1.0, exact=False)
         self.output: Output | None = None
         self.at_ns = 0
@@ -69,6 +73,7 @@ class Session:
         twin = copy.copy(self)
         memory = (self._state, self._gate, self._temporal)
         twin._state, twin._gate, twin._temporal = copy.deepcopy(memory)  # noqa: SLF001  our own, one object over
+        twin._pending = []  # noqa: SLF001
         return twin
 
     @property
@@ -78,7 +83,9 @@ class Session:
 
     def steer(self, scale: float, *, exact: bool) -> None:
         """Scale the thresholds of all gates; `exact`: none of them counts any more, every frame gets a full pass."""
-        self._exact = exact
+        if (scale, exact) == self._steered:
+            return
+        self._steered, self._exact = (scale, exact), exact
         if self._gate:
             self._gate.scale = scale
         self._scale = scale
@@ -92,6 +99,7 @@ class Session:
     def decide(self, frame: NDArray[np.uint8], at_ns: int, *, slack: bool = False) -> Decision:
         """Encode or hold this frame; `slack`: there is time to renew what has been held for long."""
         self.at_ns = at_ns
+        self._frames += 1
         if self._gate is None or self._exact:
             return Decision("change" if self._begun else "cold", _EVERY_FRAME, 1.0)
         if isinstance(self._gate, TokenGate):
@@ -109,6 +117,7 @@ class Session:
         """The encoding of `frame` starts, at `level` if that is named: what it will do."""
         if self._gate:
             self._gate.begin(frame, at_ns, decision)
+        self._gap, self._stepped = self._frames - self._stepped, self._frames
         cold = not self._begun
         self._begun = self._encoding = True
         self.rung = self._own_rung if level is None else level.rung
@@ -172,13 +181,19 @@ class Session:
             return
         if stood is not None:
             stood(self.output.features)
-        if self._stepper is not None and self._stepper.head.config.skipped == "repeat":
+        if self._stepper is not None and self._stepper.config.skipped == "repeat":
             self.output = Output(self.output.features, self._step(self.output.features))
 
     def _step(self, features: NDArray[np.float32]) -> NDArray[np.float32] | None:
         if self._stepper is None or self._temporal is None:
             return None
-        output: NDArray[np.float32] = self._stepper.step(self._temporal, torch.from_numpy(features)[None])[0].numpy()
+        one = torch.from_numpy(features)[None]
+        output: NDArray[np.float32]
+        if isinstance(self._stepper, SequenceStepper):
+            gap = self._gap if self._stepper.config.skipped == "dt" else 1
+            output = self._stepper.step(self._temporal, one, gap=gap)[0].numpy()
+        else:
+            output = self._stepper.step(self._temporal, one)[0].numpy()
         return output
 
 

@@ -1,4 +1,4 @@
-"""The temporal head frame by frame: exact, in constant time and memory, from rings of keys and values.
+"""The temporal heads frame by frame: exact, in constant time and memory, from rings of keys and values, or hidden states.
 
 Each ring keeps every entry twice, `window` places apart, so that the last entries always lie in one contiguous slice in
 time order: the sums run in the order of the batch computation, and nothing is copied or rolled.
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from encoders_core.config import TemporalConfig
 from encoders_core.errors import InputError
 from encoders_core.models.temporal import TemporalHead, attend
+from encoders_core.models.temporal_heads import SequenceConfig, SequenceHead, SequenceState
 
 
 @dataclass(slots=True)
@@ -37,7 +39,7 @@ class TemporalStepper:
     """Runs a head one frame at a time; equal to `head(features)` on everything seen since the state was new."""
 
     def __init__(self, head: TemporalHead) -> None:
-        self.head = head.eval()
+        self.head, self.config = head.eval(), head.config
         self._window = head.config.window
 
     def new_state(self, streams: int = 1) -> TemporalState:
@@ -97,3 +99,38 @@ class TemporalStepper:
         for ring, entry in zip(state.rings, entries, strict=True):
             ring[..., place, :] = entry
             ring[..., place + self._window, :] = entry
+
+
+class SequenceStepper:
+    """The same for a recurrence, convolutions, or a transformer with positions that know of gaps."""
+
+    def __init__(self, dim: int, config: TemporalConfig) -> None:
+        self.config = config
+        sequence = SequenceConfig(
+            kind=config.kind,
+            depth=config.depth,
+            width=config.width,
+            num_heads=config.num_heads,
+            max_distance=config.window - 1,
+            attention=config.kind == "transformer",
+            causal=True,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.head = SequenceHead(dim, sequence).eval()
+
+    def new_state(self) -> SequenceState:
+        """A state for streams that advance together."""
+        return self.head.new_state()
+
+    @torch.inference_mode()
+    def step(self, state: SequenceState, features: Tensor, *, gap: int = 1) -> Tensor:
+        """(B, D) float32, the next frame of each stream, `gap` frames after the last -> (B, D) float32."""
+        return self.head.step(state, features, gap=gap)
+
+
+def temporal_stepper(dim: int, config: TemporalConfig) -> TemporalStepper | SequenceStepper:
+    """The head that `config` asks for, untrained, ready for frames of `dim` features."""
+    if config.kind == "transformer" and config.skipped != "dt":
+        return TemporalStepper(TemporalHead(dim, config))
+    return SequenceStepper(dim, config)

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
+from encoders_core.config import TemporalKind
 from encoders_core.errors import OptionError
 from encoders_core.image_transform import Interpolation
-from encoders_core.models.temporal_heads import SequenceConfig, TemporalKind, TemporalPosition
+from encoders_core.models.temporal_heads import SequenceConfig, TemporalPosition
 from encoders_core.models.temporal_pooling import Aggregation
 from encoders_core.options import Schema, check_options
 from encoders_core.video.sampling import Sampling, Strategy

@@ -37,8 +37,15 @@ class ModelConfig(Section):
 class TemporalConfig(Section):
     """The temporal head: a second vector, of what the last frames show together."""
 
+    kind: Literal["transformer", "lstm", "gru", "conv3d"] = Field(
+        default="transformer", description="What it is made of; without training the transformer gives the mean."
+    )
     window: Whole = Field(default=16, ge=2, le=512, description="Frames that it looks back over.")
-    layers: Whole = Field(default=2, ge=1, le=12, description="Attention layers.")
+    layers: Whole = Field(default=2, ge=1, le=12, description="Layers.")
+    skipped: Literal["hold", "repeat", "dt"] = Field(
+        default="hold",
+        description="What a held frame is to it: nothing, the last vector again, or time that the next step knows of.",
+    )
 
 
 class FidelityConfig(Section):

@@ -16,8 +16,9 @@ from streaming.config import (
     SpoolConfig,
     load_text,
 )
+from streaming.config import TemporalConfig as TemporalSection
 from streaming.config.cameras import DecodeGateConfig
-from workers.encoding import build_encoder, target_fvu_of
+from workers.encoding import build_encoder, target_fvu_of, temporal_config
 from workers.mqtt_settings import event_settings_of, mqtt_settings_of
 
 PLAIN = "cameras: {a: a.mp4}\nmqtt: {}\n"
@@ -129,3 +130,10 @@ def test_decode_gate_is_taken_back_by_a_camera() -> None:
         "defaults: {decode_gate: {max_blind_s: 2}}\ncameras: {a: {url: a.mp4, decode_gate: false}, b: b.mp4}"
     ).cameras
     assert [camera.source().decode_gate is not None for camera in cameras.values()] == [False, True]
+
+
+def test_temporal_section_reaches_the_head() -> None:
+    head = temporal_config(load(PLAIN + "temporal: {kind: gru, window: 8, layers: 3, skipped: dt}\n"))
+    assert head is not None
+    assert (head.kind, head.window, head.depth, head.skipped) == ("gru", 8, 3, "dt")
+    assert TemporalSection.model_fields.keys() == {"kind", "window", "layers", "skipped"}

@@ -39,6 +39,8 @@ class Simulation:
     buckets: tuple[int, ...] = (49,)
     seed: int = 0
     paced: bool = False
+    cold_start: bool = False
+    """The first pass of each camera is a cold one."""
     arrived: Counter[str] = field(default_factory=Counter)
     kept_back: Counter[str] = field(default_factory=Counter)
     latency_ms: dict[str, list[float]] = field(default_factory=dict)
@@ -138,6 +140,9 @@ class Simulation:
             round(arrived_ms * MS),
             now_ns=round(at_ms * MS),
             held=held and not renew,
+            cold=self.cold_start
+            and self.scheduler.counts(name).encoded == 0
+            and not self.scheduler.counts(name).running,
             background=renew,
             rows=None if renew else camera.rows,
         )

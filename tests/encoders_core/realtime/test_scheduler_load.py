@@ -163,3 +163,31 @@ def test_slack_ends_with_the_next_frame_that_is_due_and_a_stopped_camera_is_not_
     assert one.slack_ns(430 * MS) == pytest.approx(70 * MS)
     assert one.slack_ns(520 * MS) == 0
     assert one.slack_ns(700 * MS) == float("inf")
+
+
+def test_cold_passes_come_to_their_end_under_overload() -> None:
+    """All cameras start at once, and from then on there is always a warm frame to do."""
+    run = Simulation(cameras(8, interval_ms=50.0), lambda _: 12.5, cold_start=True).run(20)
+    assert max(run.encoded.values()) / min(run.encoded.values()) <= 1.2
+    first = {}
+    for now, job in run.finished:
+        first.setdefault(job.camera, (now, job.cold))
+    assert all(cold for _, cold in first.values())
+    assert max(now for now, _ in first.values()) <= 2_000
+
+
+def test_a_camera_whose_frames_come_expired_gets_its_floor_and_no_more() -> None:
+    """As of a file with B frames and a small budget: each frame is 150 ms old when it comes."""
+    one: FrameScheduler[int] = FrameScheduler()
+    one.add_camera("a")
+    started = []
+    for number in range(250):
+        now_ns = number * 40 * MS
+        one.offer("a", number, now_ns - 150 * MS, now_ns=now_ns)
+        job, _ = one.next(now_ns)
+        if job:
+            started.append(number)
+            one.finish(job, now_ns + 13 * MS)
+    assert 4 <= len(started) <= 5  # every two seconds
+    counts = one.counts("a")
+    assert counts.dropped["late"] + counts.encoded == 250

@@ -1,12 +1,16 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
 
-from encoders_core.config import TemporalConfig
+from encoders_core.config import GateConfig, TemporalConfig
 from encoders_core.errors import InputError, OptionError
 from encoders_core.models.temporal import TemporalHead
+from encoders_core.models.temporal_heads import SequenceHead
+from encoders_core.realtime.realtime_encoder import RealtimeVideoEncoder
 from encoders_core.realtime.temporal import TemporalState, TemporalStepper
+from tests.encoders_core.realtime.rows import Rows, moving
 
 DIM, WINDOW, DEPTH = 24, 5, 3
 
@@ -124,3 +128,37 @@ def test_step_wrong_shape_says_which(stepper: TemporalStepper) -> None:
 def test_config_refuses_a_width_that_heads_do_not_share() -> None:
     with pytest.raises(OptionError, match=r"expected a multiple of num_heads \(3\), got 256"):
         TemporalConfig(num_heads=3)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "lstm", "gru", "conv3d"])
+@pytest.mark.parametrize("skipped", ["hold", "repeat", "dt"])
+def test_held_frames_are_to_every_kind_what_was_declared(kind: Any, skipped: Any) -> None:
+    """Two frames in three are held; the reference is the batch computation on the sequence that the word stands for."""
+    config = TemporalConfig(kind=kind, skipped=skipped, window=4, depth=2, width=16, num_heads=2)
+    model = Rows()
+    encoder = RealtimeVideoEncoder(model, gate=GateConfig(target_fvu=0), temporal=config)
+    assert encoder._stepper is not None
+    head = encoder._stepper.head
+    torch.nn.init.normal_(head.correct.weight, std=0.3, generator=torch.Generator().manual_seed(1))
+    pictures = moving(6)
+    found = encoder.encode_stream([picture for picture in pictures for _ in range(3)])
+    assert found.temporal is not None
+    assert found.held.sum() == 12
+    features = torch.from_numpy(found.features * found.norms[:, None])[None]
+    kept = torch.arange(0, 18, 3)
+    with torch.inference_mode():
+        if skipped == "repeat":
+            expected = head(features)[0]
+        elif skipped == "hold":
+            expected = head(features[:, kept])[0].repeat_interleave(3, 0)
+        else:
+            assert isinstance(head, SequenceHead)
+            expected = head(features[:, kept], index=kept)[0].repeat_interleave(3, 0)
+    expected = torch.nn.functional.normalize(expected, dim=-1)
+    torch.testing.assert_close(torch.from_numpy(found.temporal), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_config_refuses_windows_and_words_that_cannot_be() -> None:
+    for words in ({"kind": "mamba"}, {"skipped": "drop"}, {"kind": "lstm", "window": 1}):
+        with pytest.raises(OptionError, match="expected"):
+            TemporalConfig(**words)  # type: ignore[arg-type]
