@@ -47,7 +47,7 @@ class CameraCapture:
             on_state=self._on_state,
             on_count=self._count,
             supersede_cause=self._cause,
-            open_source=lambda config, clock: ConvertedAhead(open_source(config, clock), self._wanted),
+            open_source=lambda config, clock: ConvertedAhead(open_source(config, clock), self._wanted, health.spend),
         )
 
     @property

@@ -211,6 +211,7 @@ class EncodeWorker:
     def _on_frame(self, frame: Frame) -> None:
         records = self._records(frame.camera)
         records.arrived(frame)
+        started_ns = time.thread_time_ns()
         outcomes = self._encoder.offer(
             frame.camera,
             frame.pixels,
@@ -220,6 +221,7 @@ class EncodeWorker:
             reset=frame.reset,
             tag=Arrived(frame, time.monotonic_ns()),
         )
+        self._health.spend("gate", time.thread_time_ns() - started_ns)
         for outcome in outcomes:
             self._settle(outcome)
         if not frame.lossless:

@@ -1,6 +1,7 @@
 """What a worker knows of itself: CPU, memory, and the percentiles of its stages over the last few hundred frames."""
 
 import os
+import threading
 from collections import deque
 from typing import Final
 
@@ -19,6 +20,7 @@ class Health:
         self._process = psutil.Process()
         self._process.cpu_percent()
         self._stages: dict[str, deque[int]] = {}
+        self._counting = threading.Lock()
         self.counters: dict[str, int] = {}
 
     def time(self, stage: str, duration_us: int) -> None:
@@ -26,8 +28,14 @@ class Health:
         self._stages.setdefault(stage, deque(maxlen=_WINDOW)).append(duration_us)
 
     def count(self, what: str, number: int = 1) -> None:
-        """Add to a counter."""
-        self.counters[what] = self.counters.get(what, 0) + number
+        """Add to a counter; from any thread."""
+        with self._counting:
+            self.counters[what] = self.counters.get(what, 0) + number
+
+    def spend(self, stage: str, cpu_ns: int) -> None:
+        """One more run of a stage, and the CPU that its thread was charged for it; from any thread."""
+        self.count(stage)
+        self.count(f"{stage}_cpu_us", round(cpu_ns / 1000))
 
     def rss_mb(self) -> float:
         """Resident memory now, MB."""
