@@ -134,7 +134,7 @@ async def used(pids: Pids, seconds: float) -> dict[int, dict[str, threads.Usage]
 def by_process(
     used: dict[int, dict[str, threads.Usage]], names: dict[int, str], frames: float
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """process -> part -> CPU milliseconds, runs and involuntary switches, a frame."""
+    """Process -> part -> CPU milliseconds, runs and involuntary switches, a frame."""
     return {
         names.get(pid, "supervisor"): {
             part: {

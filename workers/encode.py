@@ -118,7 +118,7 @@ class EncodeWorker:
     # ---- the loop
 
     def _turn(self) -> bool:
-        """A look at the inbox if it is time for one, a block of work. False when stopped and nothing is left to do."""
+        """A look at the inbox if it is time for one, some work. False when stopped and nothing is left to do."""
         if not self._busy or time.monotonic_ns() >= self._look_at_ns:
             for event in self._inbox.poll(0 if self._busy else IDLE_MS):
                 self._on_event(event)
@@ -130,7 +130,7 @@ class EncodeWorker:
         return self._stop_at_ns is None or (worked and now_ns < self._stop_at_ns)
 
     def _work(self) -> bool:
-        """A block of the most urgent job, else of an audit: cold passes and renewals give way to others between blocks."""
+        """The most urgent job until the next look, a block of one that gives way, else one of an audit."""
         if self._warm is None:
             job, late = self._encoder.next_job()
             for outcome in late:
@@ -145,6 +145,8 @@ class EncodeWorker:
             return not stopping and self._encoder.audit_step(in_slack=True)
         started_ns = time.thread_time_ns()
         done = job.step()
+        while not done and job is self._warm and time.monotonic_ns() < self._look_at_ns:
+            done = job.step()
         self._encode_cpu_ns += time.thread_time_ns() - started_ns
         if done:
             if job is self._warm:

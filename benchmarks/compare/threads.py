@@ -39,7 +39,7 @@ def table(pids: Iterable[int]) -> Table:
 
 
 def spent(before: Table, after: Table) -> dict[int, dict[str, Usage]]:
-    """process -> part -> what its threads have used in between; of a thread that ended nothing is known."""
+    """Process -> part -> what its threads have used in between; of a thread that ended nothing is known."""
     sums: dict[int, dict[str, Usage]] = {}
     for key, (part, usage) in after.items():
         parts = sums.setdefault(key[0], {})
