@@ -24,8 +24,12 @@ class Health:
         self.counters: dict[str, int] = {}
 
     def time(self, stage: str, duration_us: int) -> None:
-        """Remember one duration of a stage, microseconds."""
-        self._stages.setdefault(stage, deque(maxlen=_WINDOW)).append(duration_us)
+        """Remember one duration of a stage, microseconds; from any thread."""
+        with self._counting:
+            times = self._stages.get(stage)
+            if times is None:
+                times = self._stages[stage] = deque(maxlen=_WINDOW)
+        times.append(duration_us)
 
     def count(self, what: str, number: int = 1) -> None:
         """Add to a counter; from any thread."""
@@ -43,13 +47,15 @@ class Health:
 
     def snapshot(self) -> WorkerStats:
         """CPU since the last snapshot (100 is one core), memory, percentiles, counters."""
+        with self._counting:
+            stages, counters = dict(self._stages), dict(self.counters)
         return WorkerStats(
             worker=self._worker,
             pid=os.getpid(),
             cpu_percent=float(self._process.cpu_percent()),
             rss_mb=round(self.rss_mb(), 1),
-            percentiles_ms={stage: percentiles_ms(values) for stage, values in self._stages.items()},
-            counters=dict(self.counters),
+            percentiles_ms={stage: percentiles_ms(values) for stage, values in stages.items()},
+            counters=counters,
         )
 
 
