@@ -60,7 +60,7 @@ async def measure(options: argparse.Namespace, clip: CodedClip, folder: Path, pr
         feed = await stack.enter_async_context(feeding(clip, ["camvec", "decode"], cameras, folder / "pushes.txt"))
         feed.connect()
         subscriber = await stack.enter_async_context(FeatureSubscriber(f"mqtt://127.0.0.1:{port}"))
-        sections = {"mqtt": {"stats_interval_s": 1}, "encoder": {"gate": options.gate}}
+        sections = {"encoder": {"gate": options.gate}}
         urls = feed.urls("camvec", cameras)
         pids = await stack.enter_async_context(daemon(folder, urls, port, strip=False, **sections))
         features = subscriber.features()

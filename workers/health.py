@@ -38,8 +38,10 @@ class Health:
 
     def spend(self, stage: str, cpu_ns: int) -> None:
         """One more run of a stage, and the CPU that its thread was charged for it; from any thread."""
-        self.count(stage)
-        self.count(f"{stage}_cpu_us", round(cpu_ns / 1000))
+        counters, spent = self.counters, f"{stage}_cpu_us"
+        with self._counting:
+            counters[stage] = counters.get(stage, 0) + 1
+            counters[spent] = counters.get(spent, 0) + round(cpu_ns / 1000)
 
     def rss_mb(self) -> float:
         """Resident memory now, MB."""

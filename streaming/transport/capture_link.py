@@ -19,7 +19,7 @@ from streaming.frames import DropCause, Frame, FrameSpec
 from streaming.records import StateRecord, WorkerStats
 from streaming.transport.credits import Credits
 from streaming.transport.host import host_identity
-from streaming.transport.sockets import DRAIN_AT_ONCE, BadMessages, End, has_message
+from streaming.transport.sockets import DRAIN_AT_ONCE, BadMessages, End, has_message, receive_now, send_now
 from streaming.wire import (
     CAMERA_ID,
     MAX_CAMERAS,
@@ -51,8 +51,8 @@ class CaptureLink:
     are counted in `bad_messages`.
 
     Whoever reads a camera may call `blocked`, `spec`, `send_frame` and `add_camera` from its own thread: a lock keeps the
-    socket to one thread at a time. Acknowledgements are read by whoever asks; the loop wakes up for them only while
-    somebody waits there, for a credit, for an encoder, or for the last acknowledgement.
+    socket to one thread at a time. On one host acknowledgements are read by whoever needs them; the loop wakes up for them
+    only while somebody waits there, for a credit, for an encoder, or for the last of them.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class CaptureLink:
         self._bad = BadMessages()
         self._lock = threading.RLock()
         self._listeners, self._closed = 0, True
+        self._stack = contextlib.ExitStack()
         self._loop: asyncio.AbstractEventLoop
         self._loop_thread = 0
         self._heartbeat: asyncio.Task[None] | None = None
@@ -94,6 +95,9 @@ class CaptureLink:
         self._end.open({zmq.IDENTITY: self.worker.encode(), zmq.IMMEDIATE: 1})
         self._loop, self._loop_thread = asyncio.get_running_loop(), threading.get_ident()
         self._closed = False
+        if self._end.endpoint.startswith("tcp://"):
+            # Between hosts the encoder learns how long a message takes from how soon its own was read here.
+            self._stack.enter_context(self._listening())
         self._heartbeat = asyncio.create_task(self._beat(), name=f"hello:{self.worker}")
         return self
 
@@ -108,6 +112,7 @@ class CaptureLink:
                     self._heartbeat.result()  # it ends by cancellation alone: this raises what went wrong
             self._send([encode(Bye(self.worker))])
         finally:
+            self._stack.close()
             with self._lock:
                 self._closed = True
                 if self._listeners:
@@ -175,12 +180,18 @@ class CaptureLink:
     def blocked(self, camera: str) -> DropCause | None:
         """Why no frame of `camera` may go now, as the cause to book when a newer one takes its place; None: it may go."""
         with self._lock:
+            if self._blocked(camera) is None:
+                return None
             self._take_in()
-            if camera not in self._credits:
-                raise KeyError(f"camera {camera!r} is not declared on this link")
-            if self._closed or not self.connected:
-                return "encoder_away"
-            wait_ns = self._credits.wait_ns(camera, self._clock.monotonic_ns())
+            return self._blocked(camera)
+
+    def _blocked(self, camera: str) -> DropCause | None:
+        """The same as far as it has been read."""
+        if camera not in self._credits:
+            raise KeyError(f"camera {camera!r} is not declared on this link")
+        if self._closed or not self.connected:
+            return "encoder_away"
+        wait_ns = self._credits.wait_ns(camera, self._clock.monotonic_ns())
         if wait_ns is None:
             return "superseded"
         return "paced" if wait_ns else None
@@ -271,7 +282,7 @@ class CaptureLink:
             if self._closed:
                 return False
             try:
-                self._end.socket.send_multipart(parts, zmq.DONTWAIT, copy=True)
+                send_now(self._end.socket, *parts)
             except zmq.Again:
                 return False
             if self._listeners:
@@ -300,7 +311,7 @@ class CaptureLink:
             for _ in range(DRAIN_AT_ONCE):
                 if self._closed or not has_message(self._end.socket):  # asking is cheaper than zmq.Again
                     return
-                self._on_message(self._end.socket.recv_multipart(zmq.NOBLOCK))
+                self._on_message(receive_now(self._end.socket))
             self._post(self._take_in)
 
     def _post(self, call: Callable[..., object], *args: object) -> None:

@@ -15,7 +15,7 @@ from streaming.frames import DropCause, FrameSpec, Since
 from streaming.transport.events import Event, FrameArrived, Readable
 from streaming.transport.host import host_identity
 from streaming.transport.peers import Intake, Peer, Peers
-from streaming.transport.sockets import BadMessages, End, has_message
+from streaming.transport.sockets import BadMessages, End, has_message, receive_part, send_now
 from streaming.wire import NO_FRAME, Ack, Bye, FrameHeader, Hello, Tail, Welcome, decode_to_encoder, encode, frame_of
 
 ACK_REPEAT_NS: Final = 250_000_000
@@ -50,6 +50,8 @@ class EncoderInbox:
         self._bad = BadMessages()
         self._poller = zmq.Poller()
         self._next_repeat_ns = self._look_all_at_ns = 0
+        self._part: zmq.Frame
+        """The last part of the message in hand."""
         self.stale_frames = 0
         """Frames meant for the encoder before this one; each became a Tail."""
         self.unsent = 0
@@ -160,12 +162,12 @@ class EncoderInbox:
                 # Only now: a Hello may have waited while this process was busy or stopped.
                 events += self._peers.silent(self._clock.monotonic_ns())
                 return
-            self._take(self._end.socket.recv(zmq.NOBLOCK), events)
+            self._take(receive_part(self._end.socket).bytes, events)
 
     def _take(self, identity: bytes, events: list[Event]) -> None:
+        self._part = receive_part(self._end.socket)
         try:
-            part = self._end.socket.recv(copy=False)
-            message = decode_to_encoder(part.buffer)
+            message = decode_to_encoder(self._part.buffer)
             if isinstance(message, FrameHeader):
                 events.append(self._on_frame(identity, message))
             else:
@@ -173,20 +175,11 @@ class EncoderInbox:
         except WireError as exc:
             self._bad.count(identity, exc)
         finally:
-            self._skip_parts()
-
-    def _has_part(self) -> bool:
-        return bool(self._end.socket.getsockopt(zmq.RCVMORE))
-
-    def _skip_parts(self) -> bool:
-        skipped = False
-        while self._has_part():
-            self._end.socket.recv_into(bytearray())
-            skipped = True
-        return skipped
+            while self._part.more:
+                self._part = receive_part(self._end.socket)
 
     def _on_word(self, identity: bytes, message: Event | Hello | Bye, events: list[Event]) -> None:
-        if self._has_part():
+        if self._part.more:
             raise WireError(f"expected {type(message).__name__} in one part, got more")
         peer = self._peers.get(identity)
         now_ns = self._clock.monotonic_ns()
@@ -250,13 +243,14 @@ class EncoderInbox:
     def _receive_pixels(self, header: FrameHeader) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         if (header.height, header.width) != self._spec.size_hw:
             raise WireError(f"expected a picture of {self._spec.size_hw}, got {(header.height, header.width)}")
-        if not self._has_part():
+        if not self._part.more:
             raise WireError("expected pixels after the header of a frame, got none")
-        pixels = np.empty((header.height, header.width, 3), np.uint8)
-        size = self._end.socket.recv_into(pixels.data)
-        if size != pixels.nbytes or self._has_part():
-            raise WireError(f"expected {pixels.nbytes} bytes of pixels in one part, got {size}")
-        return pixels
+        self._part = receive_part(self._end.socket)
+        expected = header.height * header.width * 3
+        if len(self._part) != expected or self._part.more:
+            raise WireError(f"expected {expected} bytes of pixels in one part, got {len(self._part)}")
+        # A view of the message itself: the array is its only user from here on.
+        return np.frombuffer(self._part.buffer, np.uint8).reshape(header.height, header.width, 3)
 
     def _intake(self, peer: Peer, camera: str) -> Intake:
         intake = peer.intakes.get(camera)
@@ -284,7 +278,7 @@ class EncoderInbox:
 
     def _send(self, peer: Peer, message: Welcome | Ack) -> None:
         try:
-            self._end.socket.send_multipart([peer.identity, encode(message)], zmq.DONTWAIT)
+            send_now(self._end.socket, peer.identity, encode(message))
         except zmq.ZMQError:
             # Gone (EHOSTUNREACH) or full (EAGAIN): absolute and repeated, so the next one says it all.
             self.unsent += 1
