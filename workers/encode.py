@@ -42,7 +42,7 @@ _log = get_logger("encode")
 BEAT_NS = 1_000_000_000
 STATS_EVERY = 5
 IDLE_MS = 200.0
-LOOK_EVERY_NS = 2_000_000
+LOOK_EVERY_NS = 4_000_000
 """While a job runs: a look at the inbox between each two blocks of it would cost more than it gains."""
 _STOP_SHARE = 0.7
 """Of the grace of a stop: for the jobs in hand; the rest is for the records on their way."""
