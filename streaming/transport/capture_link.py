@@ -83,7 +83,7 @@ class CaptureLink:
         self._heard_ns = self._echo_ns = 0
         self._bad = BadMessages()
         self._lock = threading.RLock()
-        self._listeners, self._closed = 0, True
+        self._listeners, self._watching, self._closed = 0, False, True
         self._stack = contextlib.ExitStack()
         self._loop: asyncio.AbstractEventLoop
         self._loop_thread = 0
@@ -115,8 +115,7 @@ class CaptureLink:
             self._stack.close()
             with self._lock:
                 self._closed = True
-                if self._listeners:
-                    self._loop.remove_reader(self._end.socket.fileno())
+                self._watch(on=False)
             # Closing waits for the last words to leave: not on the loop. Nobody else touches the socket any more.
             await asyncio.to_thread(self._end.close, BYE_LINGER_MS)
 
@@ -247,17 +246,20 @@ class CaptureLink:
     async def settled(self) -> None:
         """Wait until the encoder has acknowledged all frames and tails: nothing is in flight. Give it a time-out."""
         with self._listening():
+            if not self._credits.settled(self._credits.cameras()):
+                self._say_hello()  # the answer holds what would be said later
             while not self._credits.settled(self._credits.cameras()):
                 self._progress.clear()
                 await self._progress.wait()
 
     async def _beat(self) -> None:
         while True:
-            self._take_in()
-            if not self.connected:
-                with self._lock:
+            with self._lock:
+                self._watch(on=self._listeners > 0)
+                self._take_in()
+                if not self.connected:
                     self._end.reconnect_if_refused()
-            self._say_hello()
+                self._say_hello()
             if self.connected:
                 await asyncio.sleep(HELLO_S)
             else:
@@ -285,25 +287,29 @@ class CaptureLink:
                 send_now(self._end.socket, *parts)
             except zmq.Again:
                 return False
-            if self._listeners:
+            if self._watching:
                 self._take_in()  # sending can consume the wake-up of a message that came
         return True
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
-        """On the loop: wake up for what comes."""
+        """On the loop: wake up for what comes. For up to a second longer: whoever waits once often waits again."""
         with self._lock:
             self._listeners += 1
-            if self._listeners == 1 and not self._closed:
-                self._loop.add_reader(self._end.socket.fileno(), self._take_in)
+            self._watch(on=not self._closed)
             self._take_in()
         try:
             yield
         finally:
-            with self._lock:
-                self._listeners -= 1
-                if not self._listeners and not self._closed:
-                    self._loop.remove_reader(self._end.socket.fileno())
+            self._listeners -= 1
+
+    def _watch(self, *, on: bool) -> None:
+        if on is not self._watching:
+            self._watching = on
+            if on:
+                self._loop.add_reader(self._end.socket.fileno(), self._take_in)
+            else:
+                self._loop.remove_reader(self._end.socket.fileno())
 
     def _take_in(self) -> None:
         """Read what has come, in the thread that asks."""
