@@ -12,10 +12,11 @@ from streaming.clock import SYSTEM_CLOCK, Clock
 from streaming.curve import ServerKeys
 from streaming.errors import WireError
 from streaming.frames import DropCause, FrameSpec, Since
+from streaming.transport.bound import Bound
 from streaming.transport.events import Event, FrameArrived, Readable
 from streaming.transport.host import host_identity
 from streaming.transport.peers import Intake, Peer, Peers
-from streaming.transport.sockets import BadMessages, End, has_message, receive_part, send_now
+from streaming.transport.sockets import has_message, receive_part, send_now
 from streaming.wire import NO_FRAME, Ack, Bye, FrameHeader, Hello, Tail, Welcome, decode_to_encoder, encode, frame_of
 
 ACK_REPEAT_NS: Final = 250_000_000
@@ -26,7 +27,7 @@ PEER_HWM: Final = 512
 """Messages that may wait to or from one worker: two frames a camera and a few words."""
 
 
-class EncoderInbox:
+class EncoderInbox(Bound):
     """`with EncoderInbox(endpoint, spec, model_id) as inbox: events = inbox.poll(timeout_ms)`; one thread, no asyncio.
 
     Every `FrameArrived` must be acknowledged once, sooner or later, by `ack` with its `frame_seq` or a later one. What
@@ -43,11 +44,10 @@ class EncoderInbox:
         context: zmq.SyncContext | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        super().__init__(zmq.ROUTER, endpoint, keys=keys, context=context, hwm=PEER_HWM)
         self.epoch = 1 + secrets.randbits(62)
         self._spec, self._model_id, self._clock = spec, model_id, clock
-        self._end = End(zmq.ROUTER, endpoint, bind=True, keys=keys, context=context, hwm=PEER_HWM)
         self._peers = Peers(host_identity())
-        self._bad = BadMessages()
         self._poller = zmq.Poller()
         self._next_repeat_ns = self._look_all_at_ns = 0
         self._part: zmq.Frame
@@ -67,26 +67,6 @@ class EncoderInbox:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end.close()
-
-    @property
-    def endpoint(self) -> str:
-        """Where it is bound; with the port that the system chose for tcp://...:*."""
-        return self._end.endpoint
-
-    @property
-    def bad_messages(self) -> int:
-        """Messages that were not ours or broke the rules."""
-        return self._bad.total
-
-    @property
-    def bad_by_peer(self) -> Counter[str]:
-        """The same by worker."""
-        return self._bad.by_peer
-
-    @property
-    def refused_handshakes(self) -> int:
-        """Connections that were not admitted: unknown key, wrong server key, no CURVE."""
-        return self._end.refused_handshakes
 
     @property
     def denied_keys(self) -> Counter[str]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Final, Never, Self
@@ -11,7 +10,8 @@ import zmq
 
 from streaming.curve import ClientKeys, ServerKeys
 from streaming.errors import TransportError, WireError
-from streaming.transport.sockets import DRAIN_AT_ONCE, BadMessages, End, LoopReader, has_message, receive_now, send_now
+from streaming.transport.bound import Bound
+from streaming.transport.sockets import DRAIN_AT_ONCE, End, LoopReader, has_message, receive_now, send_now
 from streaming.wire import WORKER_ID, ToPublisher, decode_record, encode
 
 SEND_HWM: Final = 128
@@ -59,14 +59,13 @@ class RecordSender:
         return True
 
 
-class RecordReceiver:
+class RecordReceiver(Bound):
     """`async with RecordReceiver(endpoint) as receiver: async for record in receiver`. Bad bytes are counted, not raised."""
 
     def __init__(
         self, endpoint: str, *, keys: ServerKeys | None = None, context: zmq.SyncContext | None = None
     ) -> None:
-        self._end = End(zmq.PULL, endpoint, bind=True, keys=keys, context=context, hwm=RECEIVE_HWM)
-        self._bad = BadMessages()
+        super().__init__(zmq.PULL, endpoint, keys=keys, context=context, hwm=RECEIVE_HWM)
         self._readable = asyncio.Event()
         self._monitor: LoopReader
         self._taken = 0
@@ -83,26 +82,6 @@ class RecordReceiver:
         asyncio.get_running_loop().remove_reader(self._end.socket.fileno())
         self._monitor.close()
         self._end.close()
-
-    @property
-    def endpoint(self) -> str:
-        """Where it is bound."""
-        return self._end.endpoint
-
-    @property
-    def bad_messages(self) -> int:
-        """Messages that were not ours."""
-        return self._bad.total
-
-    @property
-    def bad_by_peer(self) -> Counter[str]:
-        """The same by sender."""
-        return self._bad.by_peer
-
-    @property
-    def refused_handshakes(self) -> int:
-        """Connections that were not admitted."""
-        return self._end.refused_handshakes
 
     async def __aiter__(self) -> AsyncIterator[ToPublisher]:
         while True:
