@@ -33,18 +33,6 @@ Reduced = NDArray[np.float32]
 
 def reduce_frame(frame: NDArray[np.uint8]) -> Reduced:
     """(H, W, 3) uint8 -> (H / 4, W / 4, 3) float32, the mean of each 4 x 4 pixels."""
-    height, width = frame.shape[:2]
-    if height % LOW_PASS_PX or width % LOW_PASS_PX:
-        return reduce_any(frame)
-    # Sixteenths of a level: two halvings, which OpenCV does with vectors, leave whole numbers. Nothing is rounded.
-    levels = np.left_shift(frame, 4, dtype=np.uint16)
-    for ratio in (2, 4):
-        levels = cv2.resize(levels, (width // ratio, height // ratio), interpolation=cv2.INTER_AREA)
-    return np.multiply(levels, np.float32(1 / 16), dtype=np.float32)
-
-
-def reduce_any(frame: NDArray[np.uint8]) -> Reduced:
-    """The same as `reduce_frame`, plainly, and for sides that 4 does not divide."""
     size = (max(1, frame.shape[1] // LOW_PASS_PX), max(1, frame.shape[0] // LOW_PASS_PX))
     return np.asarray(cv2.resize(frame.astype(np.float32), size, interpolation=cv2.INTER_AREA), np.float32)
 

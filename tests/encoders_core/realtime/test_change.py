@@ -8,7 +8,6 @@ from encoders_core.realtime.change import (
     identical,
     is_light,
     measure,
-    reduce_any,
     reduce_frame,
 )
 
@@ -106,16 +105,6 @@ def test_noise_floor_does_not_rise_with_motion_in_most_of_the_picture() -> None:
         moving[:190] = picture(index)[:190]
         level = floor.update(reduce_frame(moving))
     assert level < 0.1
-
-
-@pytest.mark.parametrize("size_hw", [(224, 224), (64, 96), (30, 50), (3, 3)])
-def test_reduced_pictures_are_the_same_to_the_last_bit_as_reduced_plainly(size_hw: tuple[int, int]) -> None:
-    frame = np.random.default_rng(3).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
-    assert np.array_equal(reduce_frame(frame), reduce_any(frame))
-
-
-def test_reduced_white_is_white() -> None:
-    assert (reduce_frame(np.full((224, 224, 3), 255, np.uint8)) == 255).all()
 
 
 def test_measure_with_the_cells_of_the_floor_is_the_same_as_without() -> None:
