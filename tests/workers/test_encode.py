@@ -31,8 +31,13 @@ class FakeModel:
         "fake", "fake", "0" * 16, dim=3, trained=True, pooling="mean", input=InputSpec((SIZE, SIZE))
     )
 
+    buckets = (1,)
+
     def new_state(self) -> DenseState:
         return DenseState()
+
+    def set_fidelity(self, state: DenseState, scale: float) -> None:
+        pass
 
     def plan(self, state: DenseState, frame: NDArray[np.uint8], change: Any = None) -> Plan:  # noqa: ARG002
         return Plan(state, frame, 1, 1, change=1.0, cut=False, cold=not state.warm)
