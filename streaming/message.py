@@ -143,7 +143,7 @@ def to_wire_vector(vector: bytes, dtype: Dtype) -> bytes:
     if not 1 <= len(values) <= MAX_DIM:
         raise WireError(f"expected a vector of 1 to {MAX_DIM} numbers, got {len(values)}")
     # A NaN fails every comparison, and nothing within these bounds overflows a half.
-    low, high = float(values.min()), float(values.max())
+    low, high = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))
     if not (low >= -MAX_VALUE and high <= MAX_VALUE):
         raise WireError(f"expected a vector of numbers within {MAX_VALUE:g}, got {low:g} to {high:g}")
     return vector if dtype == "f4" else values.astype("<f2").tobytes()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -21,13 +22,26 @@ class NewestSlot(Generic[T]):
         self._changed = threading.Condition()
         self._item: T | None = None
         self._waiting: T | None = None
+        self._to_be_emptied = False
+        self.forward: Callable[[], bool] | None = None
+        """Asked by the writing thread whenever something was placed: True if it has taken that, and nobody need wake up."""
 
     def put(self, item: T) -> T | None:
-        """Place `item` without ever waiting; returns the item that it superseded."""
+        """Place `item` without ever waiting, and tell; returns the item that it superseded."""
+        superseded = self.place(item)
+        self.wake()
+        return superseded
+
+    def place(self, item: T) -> T | None:
+        """Place `item` without ever waiting; `wake` has to follow. Returns the item that it superseded."""
         with self._changed:
             superseded, self._item = self._item, item
-        self._wake_reader()
         return superseded
+
+    def wake(self) -> None:
+        """Something has been placed: `forward` takes it, or whoever waits for it is told."""
+        if self.forward is None or not self.forward():
+            self._post(self._filled)
 
     def put_wait(self, item: T, abandoned: threading.Event) -> bool:
         """Place `item` as soon as the place is free; blocks the thread. False if `abandoned` came first.
@@ -39,7 +53,7 @@ class NewestSlot(Generic[T]):
                 self._item = item
             else:
                 self._waiting = item
-        self._wake_reader()
+        self.wake()
         with self._changed:
             self._changed.wait_for(lambda: self._waiting is not item or abandoned.is_set())
             return self._waiting is not item
@@ -54,7 +68,9 @@ class NewestSlot(Generic[T]):
         with self._changed:
             item, self._item, self._waiting = self._item, self._waiting, None
             self._changed.notify_all()
-            return item
+        if self._to_be_emptied:
+            self._post(self._emptied)
+        return item
 
     def drain(self) -> list[T]:
         """Everything that is held, oldest first: what nobody will take any more."""
@@ -67,18 +83,24 @@ class NewestSlot(Generic[T]):
     async def get(self) -> T:
         """The item, as soon as there is one."""
         while (item := self.take()) is None:
+            await self.filled()
+        return item
+
+    async def filled(self) -> None:
+        """Wait until there is something to take."""
+        while self._item is None:
             self._filled.clear()
             if self._item is None:
                 await self._filled.wait()
-        self._emptied.set()
-        return item
 
     async def emptied(self) -> None:
-        """Wait until `get` has taken everything: for the end of a stream, when the writer has ended."""
+        """Wait until everything has been taken: for the end of a stream, when the writer has ended."""
+        self._to_be_emptied = True
         while self._item is not None or self._waiting is not None:
             self._emptied.clear()
-            await self._emptied.wait()
+            if self._item is not None or self._waiting is not None:
+                await self._emptied.wait()
 
-    def _wake_reader(self) -> None:
+    def _post(self, event: asyncio.Event) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody reads any more
-            self._loop.call_soon_threadsafe(self._filled.set)
+            self._loop.call_soon_threadsafe(event.set)

@@ -1,6 +1,7 @@
 """One camera of a capture worker: its reader, and the loop that sends its newest picture when the encoder has a credit."""
 
 import asyncio
+import threading
 import time
 from dataclasses import replace
 
@@ -22,7 +23,12 @@ _log = get_logger("capture")
 
 
 class CameraCapture:
-    """Reads and sends one camera. What is not sent is counted by cause and told with the next frame."""
+    """Reads and sends one camera. What is not sent is counted by cause and told with the next frame.
+
+    A picture that can go at once is sent by the reader's thread that decoded it: the event loop sleeps on. One that must
+    wait for a credit, for its pace or for an encoder stays in the slot, and the loop sees to it. `_turn` is held by
+    whichever of the two is sending; what belongs to the account of what was sent is touched by that one alone.
+    """
 
     def __init__(
         self, camera: str, settings: CameraConfig, link: CaptureLink, row: Row, health: Health, *, max_pixels: int
@@ -39,7 +45,8 @@ class CameraCapture:
         """The first frame after an open could not be sent: the next one has to say that caches start anew."""
         self._last_seq = row.captured - 1
         self._told: StateRecord | None = None
-        self._sending = asyncio.Lock()
+        self._sending, self._turn = asyncio.Lock(), threading.Lock()
+        self._stopped = False
         self.reader = CameraReader(
             camera,
             replace(settings.source(), max_pixels=max_pixels),
@@ -47,8 +54,9 @@ class CameraCapture:
             on_state=self._on_state,
             on_count=self._count,
             supersede_cause=self._cause,
-            open_source=lambda config, clock: ConvertedAhead(open_source(config, clock), self._wanted),
+            open_source=lambda config, clock: ConvertedAhead(open_source(config, clock), self._wanted, health.spend),
         )
+        self.reader.slot.forward = self._send_at_once
 
     @property
     def captured(self) -> int:
@@ -66,7 +74,7 @@ class CameraCapture:
         return blocked or "superseded"
 
     def _wanted(self) -> FrameSpec | None:
-        """What to convert a picture to that could go now; from the reader's thread."""
+        """What to convert a picture to that could go now; from any thread."""
         try:
             blocked = self._link.blocked(self.camera)
         except KeyError:  # the camera has just been removed
@@ -85,22 +93,43 @@ class CameraCapture:
 
     async def _send_all(self) -> None:
         while True:
+            await self.reader.slot.filled()
             await self._link.credit(self.camera)
             if (early_ns := self._not_before_ns - time.monotonic_ns()) > 0:
                 await asyncio.sleep(early_ns / 1e9)
-            taken = await self.reader.slot.get()
             async with self._sending:
-                await self._send(taken)
+                await asyncio.to_thread(self._send_newest)
 
-    async def _send(self, taken: Taken) -> None:
-        cause: DropCause | None = "stopped"
-        if taken.info.lossless and taken.picture.reset:
-            self._link.add_camera(self.camera, lossless=True)
+    def _send_newest(self) -> None:
+        with self._turn:
+            self._send_if_possible()
+
+    def _send_at_once(self) -> bool:
+        """From the reader's thread: whether what has just come needs no waiting for, and has been sent."""
+        if not self._turn.acquire(blocking=False):
+            return False
         try:
-            spec = await self._link.ready()
+            return self._send_if_possible()
+        finally:
+            self._turn.release()
+
+    def _send_if_possible(self) -> bool:
+        spec = None if self._stopped else self._wanted()
+        if spec is None:
+            return False
+        taken = self.reader.slot.take()
+        if taken is not None:
+            self._send(taken, spec)
+        return True
+
+    def _send(self, taken: Taken, spec: FrameSpec) -> None:
+        cause: DropCause | None = "stopped"
+        try:
+            if taken.info.lossless and taken.picture.reset:
+                self._link.add_camera(self.camera, lossless=True)
             ahead = taken.picture.converted
             if ahead is None or ahead.spec != spec:
-                ahead = await asyncio.to_thread(converted, taken.picture, spec, taken.info.strip_px)
+                ahead = converted(taken.picture, spec, taken.info.strip_px)
             frame = self._frame(taken, ahead)
             cause = self._link.send_frame(frame)
         except (StreamingError, ValueError) as error:
@@ -168,6 +197,8 @@ class CameraCapture:
 
     def stop(self) -> None:
         """After `run` has ended: tell what was numbered and never sent, and the last state."""
+        with self._turn:  # a read that is stuck may come back at any time
+            self._stopped = True
         end, since = self.reader.tail()
         since = self._carried.add(since)
         if end > self._last_seq or since.frames:

@@ -1,6 +1,6 @@
 """The capture worker: a few cameras, read in threads, sent one way to their encoders.
 
-reader thread -> newest-frame slot -> credit of the encoder -> conversion -> ZeroMQ
+reader thread: decode -> convert -> newest-frame slot -> ZeroMQ, when there is a credit; else the event loop waits for one
 """
 
 import asyncio

@@ -42,7 +42,7 @@ _log = get_logger("encode")
 BEAT_NS = 1_000_000_000
 STATS_EVERY = 5
 IDLE_MS = 200.0
-LOOK_EVERY_NS = 2_000_000
+LOOK_EVERY_NS = 4_000_000
 """While a job runs: a look at the inbox between each two blocks of it would cost more than it gains."""
 _STOP_SHARE = 0.7
 """Of the grace of a stop: for the jobs in hand; the rest is for the records on their way."""
@@ -118,7 +118,7 @@ class EncodeWorker:
     # ---- the loop
 
     def _turn(self) -> bool:
-        """A look at the inbox if it is time for one, a block of work. False when stopped and nothing is left to do."""
+        """A look at the inbox if it is time for one, some work. False when stopped and nothing is left to do."""
         if not self._busy or time.monotonic_ns() >= self._look_at_ns:
             for event in self._inbox.poll(0 if self._busy else IDLE_MS):
                 self._on_event(event)
@@ -130,7 +130,7 @@ class EncodeWorker:
         return self._stop_at_ns is None or (worked and now_ns < self._stop_at_ns)
 
     def _work(self) -> bool:
-        """A block of the most urgent job, else of an audit: cold passes and renewals give way to others between blocks."""
+        """The most urgent job until the next look, a block of one that gives way, else one of an audit."""
         if self._warm is None:
             job, late = self._encoder.next_job()
             for outcome in late:
@@ -145,6 +145,8 @@ class EncodeWorker:
             return not stopping and self._encoder.audit_step(in_slack=True)
         started_ns = time.thread_time_ns()
         done = job.step()
+        while not done and job is self._warm and time.monotonic_ns() < self._look_at_ns:
+            done = job.step()
         self._encode_cpu_ns += time.thread_time_ns() - started_ns
         if done:
             if job is self._warm:
@@ -211,6 +213,7 @@ class EncodeWorker:
     def _on_frame(self, frame: Frame) -> None:
         records = self._records(frame.camera)
         records.arrived(frame)
+        started_ns = time.thread_time_ns()
         outcomes = self._encoder.offer(
             frame.camera,
             frame.pixels,
@@ -220,6 +223,7 @@ class EncodeWorker:
             reset=frame.reset,
             tag=Arrived(frame, time.monotonic_ns()),
         )
+        self._health.spend("gate", time.thread_time_ns() - started_ns)
         for outcome in outcomes:
             self._settle(outcome)
         if not frame.lossless:

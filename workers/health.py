@@ -1,6 +1,7 @@
 """What a worker knows of itself: CPU, memory, and the percentiles of its stages over the last few hundred frames."""
 
 import os
+import threading
 from collections import deque
 from typing import Final
 
@@ -19,15 +20,28 @@ class Health:
         self._process = psutil.Process()
         self._process.cpu_percent()
         self._stages: dict[str, deque[int]] = {}
+        self._counting = threading.Lock()
         self.counters: dict[str, int] = {}
 
     def time(self, stage: str, duration_us: int) -> None:
-        """Remember one duration of a stage, microseconds."""
-        self._stages.setdefault(stage, deque(maxlen=_WINDOW)).append(duration_us)
+        """Remember one duration of a stage, microseconds; from any thread."""
+        with self._counting:
+            times = self._stages.get(stage)
+            if times is None:
+                times = self._stages[stage] = deque(maxlen=_WINDOW)
+        times.append(duration_us)
 
     def count(self, what: str, number: int = 1) -> None:
-        """Add to a counter."""
-        self.counters[what] = self.counters.get(what, 0) + number
+        """Add to a counter; from any thread."""
+        with self._counting:
+            self.counters[what] = self.counters.get(what, 0) + number
+
+    def spend(self, stage: str, cpu_ns: int) -> None:
+        """One more run of a stage, and the CPU that its thread was charged for it; from any thread."""
+        counters, spent = self.counters, f"{stage}_cpu_us"
+        with self._counting:
+            counters[stage] = counters.get(stage, 0) + 1
+            counters[spent] = counters.get(spent, 0) + round(cpu_ns / 1000)
 
     def rss_mb(self) -> float:
         """Resident memory now, MB."""
@@ -35,13 +49,15 @@ class Health:
 
     def snapshot(self) -> WorkerStats:
         """CPU since the last snapshot (100 is one core), memory, percentiles, counters."""
+        with self._counting:
+            stages, counters = dict(self._stages), dict(self.counters)
         return WorkerStats(
             worker=self._worker,
             pid=os.getpid(),
             cpu_percent=float(self._process.cpu_percent()),
             rss_mb=round(self.rss_mb(), 1),
-            percentiles_ms={stage: percentiles_ms(values) for stage, values in self._stages.items()},
-            counters=dict(self.counters),
+            percentiles_ms={stage: percentiles_ms(values) for stage, values in stages.items()},
+            counters=counters,
         )
 
 

@@ -60,7 +60,7 @@ class PublishWorker:
             async with asyncio.TaskGroup() as group:
                 publishing = group.create_task(self._publisher.run(), name="publish")
                 background = [
-                    group.create_task(self._collect(), name="collect"),
+                    group.create_task(self._receiver.deliver(self._take), name="collect"),
                     group.create_task(self._beat(), name="heartbeat"),
                 ]
                 self._status.send(Status("ready"))
@@ -115,10 +115,6 @@ class PublishWorker:
             return
         self._adopted[camera] = None
         self._tell_cameras()
-
-    async def _collect(self) -> None:
-        async for record in self._receiver:
-            self._take(record)
 
     def _take(self, record: ToPublisher) -> None:
         self._records += 1
@@ -178,7 +174,7 @@ class PublishWorker:
 
         `stopped`: what still waits for the broker will not be sent any more.
         """
-        for camera, found in self._publisher.statistics().cameras.items():
+        for camera, found in self._publisher.accounts().items():
             if camera not in self._before:
                 continue
             before, row = self._before[camera], self._board.row(camera)

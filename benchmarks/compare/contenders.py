@@ -30,11 +30,16 @@ async def loops(kind: str, urls: dict[str, str], port: int) -> AsyncIterator[Pid
 
 
 @contextlib.asynccontextmanager
-async def daemon(folder: Path, urls: dict[str, str], port: int, **sections: dict[str, Any]) -> AsyncIterator[Pids]:
-    """`camvec run`, everything at its default but for the broker, the cameras and what `sections` of the configuration say."""
+async def daemon(
+    folder: Path, urls: dict[str, str], port: int, *, strip: bool = True, **sections: dict[str, Any]
+) -> AsyncIterator[Pids]:
+    """`camvec run`, everything at its default but for the broker, the cameras and what `sections` of the configuration say.
+
+    `strip`: read the time code under each picture.
+    """
     config, runtime = folder / "camvec.yaml", folder / "run"
     runtime.mkdir()
-    cameras = {camera: {"url": url, "timecode_strip": True} for camera, url in urls.items()}
+    cameras = {camera: {"url": url, "timecode_strip": strip} for camera, url in urls.items()}
     mqtt = {"host": "127.0.0.1", "port": port} | sections.pop("mqtt", {})
     raw = {"node": "bench", "mqtt": mqtt, "cameras": cameras, "logging": {"level": "warning"}} | sections
     config.write_text(json.dumps(raw))

@@ -24,6 +24,7 @@ _CUT_SHARE: Final = 0.65
 _LIGHT_GAIN: Final = 0.08
 _LIGHT_OFFSET: Final = 6.0
 _LIGHT_CORRELATION: Final = 0.9
+_EACH_THIRD: Final = np.full(3, 1 / 3, np.float32)
 
 
 Reduced = NDArray[np.float32]
@@ -41,7 +42,7 @@ def cell_differences(small: Reduced, reference: Reduced) -> NDArray[np.float32]:
     ratio = CELL_PX // LOW_PASS_PX
     size = (max(1, small.shape[1] // ratio), max(1, small.shape[0] // ratio))
     cells = cv2.resize(cv2.absdiff(small, reference), size, interpolation=cv2.INTER_AREA)
-    return np.asarray(cells @ np.full(3, 1 / 3, np.float32), np.float32)
+    return np.asarray(cells @ _EACH_THIRD, np.float32)
 
 
 def identical(frame: NDArray[np.uint8], reference: NDArray[np.uint8]) -> bool:
@@ -63,17 +64,25 @@ class Change:
     """Gain or offset of the whole picture moved."""
 
 
-def measure(small: Reduced, reference: Reduced, floor: float) -> Change:
-    """Two reduced pictures and the camera's noise floor in grey levels -> how they differ. Pure."""
-    cells = cell_differences(small, reference)
+def measure(small: Reduced, reference: Reduced, floor: float, cells: NDArray[np.float32] | None = None) -> Change:
+    """Two reduced pictures and the camera's noise floor in grey levels -> how they differ. Pure.
+
+    `cells`: their `cell_differences`, if these are known already.
+    """
+    if cells is None:
+        cells = cell_differences(small, reference)
     excess = np.maximum(cells - np.float32(_FLOOR_MARGIN * floor), 0)
-    score = float(excess.mean())
+    score = float(np.add.reduce(excess, axis=None) / excess.size)
     if score <= _DEAD_BAND * floor:
         score = 0.0
-    share = float((excess > _VISIBLE).mean())
+    share = _share_above(excess, _VISIBLE)
     light = share > 0.5 and is_light(small, reference)
-    cut = not light and float((excess > _FAR).mean()) > _CUT_SHARE
+    cut = share > _CUT_SHARE and not light and _share_above(excess, _FAR) > _CUT_SHARE
     return Change(score, share, cut, light)
+
+
+def _share_above(cells: NDArray[np.float32], level: float) -> float:
+    return float(np.count_nonzero(cells > level) / cells.size)
 
 
 def is_light(small: Reduced, reference: Reduced) -> bool:
@@ -98,16 +107,20 @@ class NoiseFloor:
     """
 
     level: float = 0.0
+    cells: NDArray[np.float32] | None = field(default=None, repr=False)
+    """`cell_differences` of the last two pictures."""
+    previous: Reduced | None = field(default=None, repr=False)
+    """The picture that the last one was compared with."""
     _seen: int = 0
-    _previous: Reduced | None = field(default=None, repr=False)
+    _last: Reduced | None = field(default=None, repr=False)
 
     def update(self, small: Reduced) -> float:
         """The next picture -> the floor with it counted in."""
-        if self._previous is not None and self._previous.shape == small.shape:
-            cells = cell_differences(small, self._previous).ravel()
-            rank = cells.size // 10
-            quiet = min(float(np.partition(cells, rank)[rank]), _MAX_FLOOR)
+        self.previous, self._last, self.cells = self._last, small, None
+        if self.previous is not None and self.previous.shape == small.shape:
+            self.cells = cell_differences(small, self.previous)
+            rank = self.cells.size // 10
+            quiet = min(float(np.partition(self.cells, rank, axis=None)[rank]), _MAX_FLOOR)
             self._seen += 1
             self.level += max(1 / self._seen, _FLOOR_RATE) * (quiet - self.level)
-        self._previous = small
         return self.level

@@ -92,7 +92,9 @@ class FrameGate:
         floor = self._floor.update(small)
         if self._reference is None or self._reference.shape != small.shape:
             return Decision("cold", _NOTHING, 1.0, small)
-        change = measure(small, self._reference, floor)
+        # While frames are encoded one after the other, the reference is the picture before.
+        cells = self._floor.cells if self._floor.previous is self._reference else None
+        change = measure(small, self._reference, floor, cells)
         budget = self.config.target_fvu * self.scale * self._spread.variance
         wanted = self._budget.wants(change.score, budget)
         reason = self._reason(frame, change, at_ns, wanted=wanted)

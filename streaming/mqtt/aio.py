@@ -22,7 +22,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from streaming.errors import BrokerError
 from streaming.mqtt import refusals
 from streaming.mqtt.ends import Handlers, Limits, Protocol, Will
-from streaming.mqtt.properties import PublishProperties
+from streaming.mqtt.properties import PublishProperties, publish_packet
 from streaming.mqtt.settings import BrokerSettings
 
 log = logging.getLogger("camvec.mqtt")
@@ -31,6 +31,9 @@ QUICK_ACK: Final = getattr(socket, "TCP_QUICKACK", None)
 """mosquitto leaves Nagle's algorithm on: it would hold a vector back for up to 40 ms, until the last one is acknowledged."""
 MAX_INCOMING_BYTES: Final = 1 << 20
 FAREWELL_S: Final = 1.0
+_NO_PROPERTIES: Final = PublishProperties()
+_REST: Final = 0
+"""As paho's "command" of bytes that are the end of a packet: no callback is bound to it."""
 
 
 class _LastError(logging.Handler):
@@ -102,6 +105,10 @@ class _Client(aiomqtt.Client):
         self, topic: str, payload: bytes, qos: int, properties: PublishProperties | None, *, retain: bool
     ) -> int | None:
         """Publish and write what the socket takes; the packet id, or None if the connection is closed."""
+        sock = self.paho._sock  # noqa: SLF001
+        if not qos and type(sock) is socket.socket and not self.paho.want_write():
+            self._write_at_once(sock, publish_packet(topic, payload, properties, retain=retain))
+            return 0
         self._writes_itself = True
         try:
             info = self.paho.publish(topic, payload, qos, retain, cast("Properties", properties))
@@ -112,9 +119,27 @@ class _Client(aiomqtt.Client):
         if qos:
             self.unacknowledged.add(info.mid)
         self._flush()
+        self._watch_what_waits()
+        return info.mid
+
+    def _write_at_once(self, sock: socket.socket, packet: bytes) -> None:
+        """Write a packet of QoS 0 without paho, whose way costs as much as all the rest of a message; paho writes the end."""
+        try:
+            sent = sock.send(packet)
+        except OSError:  # full, or broken: paho will find the same and knows what to do
+            sent = 0
+        if sent < len(packet):
+            self._writes_itself = True
+            try:
+                self.paho._packet_queue(_REST, packet[sent:], 0, 0)  # noqa: SLF001
+            finally:
+                self._writes_itself = False
+            self._flush()
+            self._watch_what_waits()
+
+    def _watch_what_waits(self) -> None:
         if self.paho.want_write() and (sock := self.paho.socket()) is not None:
             self._watch_writable(sock)
-        return info.mid
 
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002 - paho's signature
         if self._writes_itself:
@@ -237,7 +262,7 @@ class Link:
             raise BrokerError(
                 "too_large", f"expected at most {limit} bytes a packet, as the broker says, got {len(payload)}"
             )
-        known = properties if self.protocol == "5" else None
+        known = (properties or _NO_PROPERTIES) if self.protocol == "5" else None
         mid = self._client.publish_now(topic, payload, qos, known, retain=retain and self.limits.retain)
         if mid is None:
             raise BrokerError("closed", f"the connection to {self._settings.address} is closed")

@@ -1,8 +1,9 @@
-"""MQTT 5 properties of a PUBLISH, packed once and used often."""
+"""What stands in a PUBLISH besides its payload: MQTT 5 properties, packed once and used often, and the packet of QoS 0."""
 
 from functools import lru_cache
 from typing import Final
 
+_PUBLISH: Final = 0x30
 _EXPIRY: Final = 0x02
 _CONTENT_TYPE: Final = 0x03
 _USER: Final = 0x26
@@ -34,6 +35,17 @@ class PublishProperties:
 def plain(expiry_s: int | None, content_type: str) -> PublishProperties:
     """Properties without user properties: the same few all the time."""
     return PublishProperties(expiry_s=expiry_s, content_type=content_type)
+
+
+def publish_packet(topic: str, payload: bytes, properties: PublishProperties | None, *, retain: bool = False) -> bytes:
+    """A PUBLISH of QoS 0. `properties` None: MQTT 3.1.1, which has none."""
+    head = _head(topic, properties.pack() if properties is not None else b"")
+    return bytes([_PUBLISH | retain]) + _length(len(head) + len(payload)) + head + payload
+
+
+@lru_cache(maxsize=512)
+def _head(topic: str, packed: bytes) -> bytes:
+    return _text(topic) + packed
 
 
 def _text(value: str) -> bytes:

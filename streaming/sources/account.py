@@ -59,6 +59,7 @@ class FrameAccount:
             return True
         if info.lossless:
             return self._slot.put_wait(taken, abandoned)
+        self._slot.wake()
         return True
 
     def wake(self) -> None:
@@ -105,7 +106,7 @@ class FrameAccount:
             since.add(superseded.since).drop(self._supersede_cause())
             picture.reset |= superseded.picture.reset
         taken = Taken(frame_seq, picture, since, info)
-        self._slot.put(taken)
+        self._slot.place(taken)
         return taken
 
     def _join_times(self, picture: Picture) -> None:

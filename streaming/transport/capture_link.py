@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterable
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib import metadata
 from types import TracebackType
 from typing import Final, Never, Self
@@ -18,7 +19,7 @@ from streaming.frames import DropCause, Frame, FrameSpec
 from streaming.records import StateRecord, WorkerStats
 from streaming.transport.credits import Credits
 from streaming.transport.host import host_identity
-from streaming.transport.sockets import BadMessages, End, LoopReader
+from streaming.transport.sockets import DRAIN_AT_ONCE, BadMessages, End, has_message, receive_now, send_now
 from streaming.wire import (
     CAMERA_ID,
     MAX_CAMERAS,
@@ -48,6 +49,10 @@ class CaptureLink:
     Either end may restart: frames in flight to an encoder that died are void and their credits come back with the next
     encoder's Welcome, which `on_welcome` is told of (send states again there). Nothing here raises for bad bytes: they
     are counted in `bad_messages`.
+
+    Whoever reads a camera may call `blocked`, `spec`, `send_frame` and `add_camera` from its own thread: a lock keeps the
+    socket to one thread at a time. On one host acknowledgements are read by whoever needs them; the loop wakes up for them
+    only while somebody waits there, for a credit, for an encoder, or for the last of them.
     """
 
     def __init__(
@@ -77,14 +82,22 @@ class CaptureLink:
         self._welcome: Welcome | None = None
         self._heard_ns = self._echo_ns = 0
         self._bad = BadMessages()
-        self._reader: LoopReader | None = None
+        self._lock = threading.RLock()
+        self._listeners, self._watching, self._closed = 0, False, True
+        self._stack = contextlib.ExitStack()
+        self._loop: asyncio.AbstractEventLoop
+        self._loop_thread = 0
         self._heartbeat: asyncio.Task[None] | None = None
         for camera in cameras:
             self._add(camera, lossless=camera in lossless)
 
     async def __aenter__(self) -> Self:
         self._end.open({zmq.IDENTITY: self.worker.encode(), zmq.IMMEDIATE: 1})
-        self._reader = LoopReader(self._end.socket, self._on_message)
+        self._loop, self._loop_thread = asyncio.get_running_loop(), threading.get_ident()
+        self._closed = False
+        if self._end.endpoint.startswith("tcp://"):
+            # Between hosts the encoder learns how long a message takes from how soon its own was read here.
+            self._stack.enter_context(self._listening())
         self._heartbeat = asyncio.create_task(self._beat(), name=f"hello:{self.worker}")
         return self
 
@@ -99,9 +112,11 @@ class CaptureLink:
                     self._heartbeat.result()  # it ends by cancellation alone: this raises what went wrong
             self._send([encode(Bye(self.worker))])
         finally:
-            if self._reader is not None:
-                self._reader.close()
-            # Closing waits for the last words to leave: not on the loop. The loop no longer touches the socket.
+            self._stack.close()
+            with self._lock:
+                self._closed = True
+                self._watch(on=False)
+            # Closing waits for the last words to leave: not on the loop. Nobody else touches the socket any more.
             await asyncio.to_thread(self._end.close, BYE_LINGER_MS)
 
     @property
@@ -133,15 +148,17 @@ class CaptureLink:
 
     def add_camera(self, camera: str, *, lossless: bool = False) -> None:
         """Declare one more camera, or say what a camera turned out to be."""
-        self._add(camera, lossless=lossless)
-        self._say_hello()
+        with self._lock:
+            self._add(camera, lossless=lossless)
+            self._say_hello()
 
     def remove_camera(self, camera: str) -> None:
         """Stop sending for a camera; call it after its Tail."""
-        self._credits.remove(camera)
-        self._changed.pop(camera, asyncio.Event()).set()
-        self._progress.set()
-        self._say_hello()
+        with self._lock:
+            self._credits.remove(camera)
+            self._changed.pop(camera, asyncio.Event()).set()
+            self._progress.set()
+            self._say_hello()
 
     def _add(self, camera: str, *, lossless: bool) -> None:
         if not re.match(CAMERA_ID, camera):
@@ -153,16 +170,25 @@ class CaptureLink:
 
     async def ready(self) -> FrameSpec:
         """The picture that the encoder wants; waits until there is an encoder."""
-        while self._welcome is None or not self.connected:
-            self._welcomed.clear()
-            await self._welcomed.wait()
+        with self._listening():
+            while self._welcome is None or not self.connected:
+                self._welcomed.clear()
+                await self._welcomed.wait()
         return self._welcome.spec
 
     def blocked(self, camera: str) -> DropCause | None:
         """Why no frame of `camera` may go now, as the cause to book when a newer one takes its place; None: it may go."""
+        with self._lock:
+            if self._blocked(camera) is None:
+                return None
+            self._take_in()
+            return self._blocked(camera)
+
+    def _blocked(self, camera: str) -> DropCause | None:
+        """The same as far as it has been read."""
         if camera not in self._credits:
             raise KeyError(f"camera {camera!r} is not declared on this link")
-        if not self.connected:
+        if self._closed or not self.connected:
             return "encoder_away"
         wait_ns = self._credits.wait_ns(camera, self._clock.monotonic_ns())
         if wait_ns is None:
@@ -175,54 +201,70 @@ class CaptureLink:
         For newest wins, wait for this and for a newer frame at once; when the newer one comes first, book the older as
         `blocked(camera)`. Raises KeyError when the camera is removed.
         """
-        while self.blocked(camera) is not None:
-            changed = self._changed[camera]
-            wait_ns = self._credits.wait_ns(camera, self._clock.monotonic_ns()) if self.connected else None
-            changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if wait_ns is None else wait_ns / 1e9):
-                    await changed.wait()
+        if self.blocked(camera) is None:
+            return
+        with self._listening():
+            while self.blocked(camera) is not None:
+                changed = self._changed[camera]
+                wait_ns = self._credits.wait_ns(camera, self._clock.monotonic_ns()) if self.connected else None
+                changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(None if wait_ns is None else wait_ns / 1e9):
+                        await changed.wait()
 
     def send_frame(self, frame: Frame) -> DropCause | None:
         """Hand a frame over; None when it went, else why not (the caller keeps the account). The pixels are copied.
 
         Raises WireError for pixels that no encoder could take, ValueError when `frame_seq` does not increase.
         """
-        cause = self.blocked(frame.camera)
-        if cause is not None or self._welcome is None:
-            return cause
-        if frame.pixels.shape[:2] != self._welcome.spec.size_hw:
-            return "encoder_away"  # converted for an encoder that another one has replaced meanwhile
-        if frame.frame_seq <= self._credits.last_seq(frame.camera):
-            raise ValueError(f"expected frame_seq above {self._credits.last_seq(frame.camera)}, got {frame.frame_seq}")
-        now_ns = self._clock.monotonic_ns()
-        echo_age_us = (now_ns - self._heard_ns) // 1000
-        header = header_of(frame, epoch=self.epoch, now_ns=now_ns, echo_ns=self._echo_ns, echo_age_us=echo_age_us)
-        if not self._send([encode(header), frame.pixels.data]):
-            return "encoder_away"
-        self._credits.sent(frame.camera, frame.frame_seq, now_ns)
+        with self._lock:
+            cause = self.blocked(frame.camera)
+            if cause is not None or self._welcome is None:
+                return cause
+            if frame.pixels.shape[:2] != self._welcome.spec.size_hw:
+                return "encoder_away"  # converted for an encoder that another one has replaced meanwhile
+            last_seq = self._credits.last_seq(frame.camera)
+            if frame.frame_seq <= last_seq:
+                raise ValueError(f"expected frame_seq above {last_seq}, got {frame.frame_seq}")
+            now_ns = self._clock.monotonic_ns()
+            echo_age_us = (now_ns - self._heard_ns) // 1000
+            header = header_of(frame, epoch=self.epoch, now_ns=now_ns, echo_ns=self._echo_ns, echo_age_us=echo_age_us)
+            if not self._send([encode(header), frame.pixels.data]):
+                return "encoder_away"
+            self._credits.sent(frame.camera, frame.frame_seq, now_ns)
         return None
 
     def send_record(self, record: StateRecord | WorkerStats | Tail) -> bool:
         """Hand a record over; False when no encoder can take it now (send it again from `on_welcome`)."""
-        if not self.connected or not self._send([encode(record)]):
-            return False
-        if isinstance(record, Tail):
-            self._credits.passed_over(record.camera, record.up_to_seq)
+        with self._lock:
+            if not self.connected or not self._send([encode(record)]):
+                return False
+            if isinstance(record, Tail):
+                self._credits.passed_over(record.camera, record.up_to_seq)
         return True
 
     async def settled(self) -> None:
         """Wait until the encoder has acknowledged all frames and tails: nothing is in flight. Give it a time-out."""
-        while not self._credits.settled(self._credits.cameras()):
-            self._progress.clear()
-            await self._progress.wait()
+        with self._listening():
+            if not self._credits.settled(self._credits.cameras()):
+                self._say_hello()  # the answer holds what would be said later
+            while not self._credits.settled(self._credits.cameras()):
+                self._progress.clear()
+                await self._progress.wait()
 
     async def _beat(self) -> None:
         while True:
-            if not self.connected:
-                self._end.reconnect_if_refused()
-            self._say_hello()
-            await asyncio.sleep(HELLO_S if self.connected else HELLO_RETRY_S)
+            with self._lock:
+                self._watch(on=self._listeners > 0)
+                self._take_in()
+                if not self.connected:
+                    self._end.reconnect_if_refused()
+                self._say_hello()
+            if self.connected:
+                await asyncio.sleep(HELLO_S)
+            else:
+                with self._listening():
+                    await asyncio.sleep(HELLO_RETRY_S)
 
     def _say_hello(self) -> None:
         now_ns = self._clock.monotonic_ns()
@@ -238,13 +280,59 @@ class CaptureLink:
         self._send([encode(hello)])
 
     def _send(self, parts: list[bytes | memoryview]) -> bool:
-        try:
-            self._end.socket.send_multipart(parts, zmq.DONTWAIT, copy=True)
-        except zmq.Again:
-            return False
-        if self._reader is not None:
-            self._reader.look_again()
+        with self._lock:
+            if self._closed:
+                return False
+            try:
+                send_now(self._end.socket, *parts)
+            except zmq.Again:
+                return False
+            if self._watching:
+                self._take_in()  # sending can consume the wake-up of a message that came
         return True
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """On the loop: wake up for what comes. For up to a second longer: whoever waits once often waits again."""
+        with self._lock:
+            self._listeners += 1
+            self._watch(on=not self._closed)
+            self._take_in()
+        try:
+            yield
+        finally:
+            self._listeners -= 1
+
+    def _watch(self, *, on: bool) -> None:
+        if on is not self._watching:
+            self._watching = on
+            if on:
+                self._loop.add_reader(self._end.socket.fileno(), self._take_in)
+            else:
+                self._loop.remove_reader(self._end.socket.fileno())
+
+    def _take_in(self) -> None:
+        """Read what has come, in the thread that asks."""
+        with self._lock:
+            for _ in range(DRAIN_AT_ONCE):
+                if self._closed or not has_message(self._end.socket):  # asking is cheaper than zmq.Again
+                    return
+                self._on_message(receive_now(self._end.socket))
+            self._post(self._take_in)
+
+    def _post(self, call: Callable[..., object], *args: object) -> None:
+        """Call it on the loop, soon."""
+        if threading.get_ident() == self._loop_thread:
+            self._loop.call_soon(call, *args)
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+                self._loop.call_soon_threadsafe(call, *args)
+
+    def _wake(self, *events: asyncio.Event) -> None:
+        """Those who wait on the loop, if there are any: whoever begins to wait looks for itself first."""
+        if self._listeners:
+            for event in events:
+                self._post(event.set)
 
     def _on_message(self, parts: list[bytes]) -> None:
         try:
@@ -261,19 +349,18 @@ class CaptureLink:
         is_new = welcome.epoch != self.epoch
         self._hear(welcome)
         self._welcome = welcome
-        self._welcomed.set()
+        self._wake(self._welcomed)
         if is_new:
             self._credits.void()
             self._wake_all()
             if self._on_welcome is not None:
-                self._on_welcome(welcome)
+                self._post(self._on_welcome, welcome)
 
     def _on_ack(self, ack: Ack) -> None:
         self._hear(ack)
         if ack.camera in self._credits:
             self._credits.acknowledged(ack.camera, ack.up_to_seq, ack.pace_us)
-            self._changed[ack.camera].set()
-            self._progress.set()
+            self._wake(self._changed[ack.camera], self._progress)
 
     def _hear(self, message: Welcome | Ack) -> None:
         was_away = not self.connected
@@ -282,9 +369,7 @@ class CaptureLink:
             self._wake_all()
 
     def _wake_all(self) -> None:
-        self._welcomed.set()
-        for changed in self._changed.values():
-            changed.set()
+        self._wake(self._welcomed, *self._changed.values())
 
 
 def _refuse_parts(parts: list[bytes]) -> Never:

@@ -12,19 +12,22 @@ from streaming.clock import SYSTEM_CLOCK, Clock
 from streaming.curve import ServerKeys
 from streaming.errors import WireError
 from streaming.frames import DropCause, FrameSpec, Since
+from streaming.transport.bound import Bound
 from streaming.transport.events import Event, FrameArrived, Readable
 from streaming.transport.host import host_identity
 from streaming.transport.peers import Intake, Peer, Peers
-from streaming.transport.sockets import BadMessages, End, has_message
-from streaming.wire import Ack, Bye, FrameHeader, Hello, Tail, Welcome, decode_to_encoder, encode, frame_of
+from streaming.transport.sockets import has_message, receive_part, send_now
+from streaming.wire import NO_FRAME, Ack, Bye, FrameHeader, Hello, Tail, Welcome, decode_to_encoder, encode, frame_of
 
 ACK_REPEAT_NS: Final = 250_000_000
 MESSAGES_PER_POLL: Final = 256
+LOOK_ALL_NS: Final = 50_000_000
+"""How often a caller that never waits learns of what does not come over the socket: a watched descriptor, handshakes."""
 PEER_HWM: Final = 512
 """Messages that may wait to or from one worker: two frames a camera and a few words."""
 
 
-class EncoderInbox:
+class EncoderInbox(Bound):
     """`with EncoderInbox(endpoint, spec, model_id) as inbox: events = inbox.poll(timeout_ms)`; one thread, no asyncio.
 
     Every `FrameArrived` must be acknowledged once, sooner or later, by `ack` with its `frame_seq` or a later one. What
@@ -41,13 +44,14 @@ class EncoderInbox:
         context: zmq.SyncContext | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        super().__init__(zmq.ROUTER, endpoint, keys=keys, context=context, hwm=PEER_HWM)
         self.epoch = 1 + secrets.randbits(62)
         self._spec, self._model_id, self._clock = spec, model_id, clock
-        self._end = End(zmq.ROUTER, endpoint, bind=True, keys=keys, context=context, hwm=PEER_HWM)
         self._peers = Peers(host_identity())
-        self._bad = BadMessages()
         self._poller = zmq.Poller()
-        self._next_repeat_ns = 0
+        self._next_repeat_ns = self._look_all_at_ns = 0
+        self._part: zmq.Frame
+        """The last part of the message in hand."""
         self.stale_frames = 0
         """Frames meant for the encoder before this one; each became a Tail."""
         self.unsent = 0
@@ -65,26 +69,6 @@ class EncoderInbox:
         self._end.close()
 
     @property
-    def endpoint(self) -> str:
-        """Where it is bound; with the port that the system chose for tcp://...:*."""
-        return self._end.endpoint
-
-    @property
-    def bad_messages(self) -> int:
-        """Messages that were not ours or broke the rules."""
-        return self._bad.total
-
-    @property
-    def bad_by_peer(self) -> Counter[str]:
-        """The same by worker."""
-        return self._bad.by_peer
-
-    @property
-    def refused_handshakes(self) -> int:
-        """Connections that were not admitted: unknown key, wrong server key, no CURVE."""
-        return self._end.refused_handshakes
-
-    @property
     def denied_keys(self) -> Counter[str]:
         """Handshakes with public keys that are not in the clients' folder, by key."""
         return self._end.gatekeeper.denied if self._end.gatekeeper else Counter()
@@ -99,7 +83,11 @@ class EncoderInbox:
 
     def poll(self, timeout_ms: float = 0) -> list[Event]:
         """What has happened, in order; waits up to `timeout_ms` for the first of it. At most 256 messages a call."""
-        deadline_ns = self._clock.monotonic_ns() + int(timeout_ms * 1e6)
+        now_ns = self._clock.monotonic_ns()
+        if timeout_ms <= 0 and now_ns < self._look_all_at_ns:
+            return self._look(now_ns)
+        self._look_all_at_ns = now_ns + LOOK_ALL_NS
+        deadline_ns = now_ns + int(timeout_ms * 1e6)
         while True:
             now_ns = self._clock.monotonic_ns()
             self._repeat_acks(now_ns)
@@ -115,16 +103,24 @@ class EncoderInbox:
             if events or self._clock.monotonic_ns() >= deadline_ns:
                 return events
 
+    def _look(self, now_ns: int) -> list[Event]:
+        """What has come to the socket, without waiting: between the blocks of a job it costs a fifth of the poller."""
+        self._repeat_acks(now_ns)
+        events: list[Event] = []
+        self._drain(events)
+        return events
+
     def ack(self, camera: str, up_to_seq: int, pace_us: int = 0) -> None:
         """Frames of `camera` up to `up_to_seq` are done with: their credits go back, with the pace from now on.
 
-        `up_to_seq` -1 changes the pace alone. A camera whose worker is gone is ignored.
+        `up_to_seq` -1 changes the pace alone. A camera whose worker is gone is ignored. A worker on this host that still
+        has a credit and no pace is told with the next frame, or after 250 ms: each word wakes two threads there.
         """
         peer = self._peers.owner(camera)
         if peer is not None:
             intake = peer.intakes[camera]
-            intake.acknowledge(up_to_seq, pace_us)
-            self._send_ack(peer, intake)
+            if intake.acknowledge(up_to_seq, pace_us) or not peer.same_host or up_to_seq == NO_FRAME:
+                self._send_ack(peer, intake)
 
     def outstanding(self, camera: str) -> int:
         """Frames of `camera` that were handed out and not acknowledged: at most 2."""
@@ -134,9 +130,11 @@ class EncoderInbox:
     def _repeat_acks(self, now_ns: int) -> None:
         if now_ns < self._next_repeat_ns:
             return
-        self._next_repeat_ns = now_ns + ACK_REPEAT_NS
+        told_ns = [now_ns]
         for peer in self._peers:
-            self._send_acks(peer)
+            self._send_acks(peer, told_before_ns=now_ns - ACK_REPEAT_NS)
+            told_ns += [intake.told_ns for intake in peer.intakes.values()]
+        self._next_repeat_ns = min(told_ns) + ACK_REPEAT_NS
 
     def _drain(self, events: list[Event]) -> None:
         for _ in range(MESSAGES_PER_POLL):
@@ -144,12 +142,12 @@ class EncoderInbox:
                 # Only now: a Hello may have waited while this process was busy or stopped.
                 events += self._peers.silent(self._clock.monotonic_ns())
                 return
-            self._take(self._end.socket.recv(zmq.NOBLOCK), events)
+            self._take(receive_part(self._end.socket).bytes, events)
 
     def _take(self, identity: bytes, events: list[Event]) -> None:
+        self._part = receive_part(self._end.socket)
         try:
-            part = self._end.socket.recv(copy=False)
-            message = decode_to_encoder(part.buffer)
+            message = decode_to_encoder(self._part.buffer)
             if isinstance(message, FrameHeader):
                 events.append(self._on_frame(identity, message))
             else:
@@ -157,20 +155,11 @@ class EncoderInbox:
         except WireError as exc:
             self._bad.count(identity, exc)
         finally:
-            self._skip_parts()
-
-    def _has_part(self) -> bool:
-        return bool(self._end.socket.getsockopt(zmq.RCVMORE))
-
-    def _skip_parts(self) -> bool:
-        skipped = False
-        while self._has_part():
-            self._end.socket.recv_into(bytearray())
-            skipped = True
-        return skipped
+            while self._part.more:
+                self._part = receive_part(self._end.socket)
 
     def _on_word(self, identity: bytes, message: Event | Hello | Bye, events: list[Event]) -> None:
-        if self._has_part():
+        if self._part.more:
             raise WireError(f"expected {type(message).__name__} in one part, got more")
         peer = self._peers.get(identity)
         now_ns = self._clock.monotonic_ns()
@@ -234,13 +223,14 @@ class EncoderInbox:
     def _receive_pixels(self, header: FrameHeader) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         if (header.height, header.width) != self._spec.size_hw:
             raise WireError(f"expected a picture of {self._spec.size_hw}, got {(header.height, header.width)}")
-        if not self._has_part():
+        if not self._part.more:
             raise WireError("expected pixels after the header of a frame, got none")
-        pixels = np.empty((header.height, header.width, 3), np.uint8)
-        size = self._end.socket.recv_into(pixels.data)
-        if size != pixels.nbytes or self._has_part():
-            raise WireError(f"expected {pixels.nbytes} bytes of pixels in one part, got {size}")
-        return pixels
+        self._part = receive_part(self._end.socket)
+        expected = header.height * header.width * 3
+        if len(self._part) != expected or self._part.more:
+            raise WireError(f"expected {expected} bytes of pixels in one part, got {len(self._part)}")
+        # A view of the message itself: the array is its only user from here on.
+        return np.frombuffer(self._part.buffer, np.uint8).reshape(header.height, header.width, 3)
 
     def _intake(self, peer: Peer, camera: str) -> Intake:
         intake = peer.intakes.get(camera)
@@ -248,24 +238,27 @@ class EncoderInbox:
             raise WireError(f"expected a camera that {peer.hello.worker!r} declared, got {camera!r}")
         return intake
 
-    def _send_acks(self, peer: Peer) -> None:
+    def _send_acks(self, peer: Peer, told_before_ns: int | None = None) -> None:
         for intake in peer.intakes.values():
-            self._send_ack(peer, intake)
+            if told_before_ns is None or intake.told_ns <= told_before_ns:
+                self._send_ack(peer, intake)
 
     def _send_ack(self, peer: Peer, intake: Intake) -> None:
+        now_ns = self._clock.monotonic_ns()
+        intake.told(now_ns)
         ack = Ack(
             epoch=self.epoch,
             incarnation=peer.hello.incarnation,
             camera=intake.camera,
             up_to_seq=intake.acked_seq,
             pace_us=intake.pace_us,
-            sent_ns=self._clock.monotonic_ns(),
+            sent_ns=now_ns,
         )
         self._send(peer, ack)
 
     def _send(self, peer: Peer, message: Welcome | Ack) -> None:
         try:
-            self._end.socket.send_multipart([peer.identity, encode(message)], zmq.DONTWAIT)
+            send_now(self._end.socket, peer.identity, encode(message))
         except zmq.ZMQError:
             # Gone (EHOSTUNREACH) or full (EAGAIN): absolute and repeated, so the next one says it all.
             self.unsent += 1

@@ -25,6 +25,11 @@ class Intake:
     outstanding: deque[int] = field(default_factory=deque)
     """Frames handed to the encoder that it has not acknowledged: at most `MAX_IN_FLIGHT`."""
     pace_us: int = 0
+    lossless: bool = False
+    told_ns: int = 0
+    """When its worker was told last."""
+    untold: int = 0
+    """Frames that came since then: their sender still counts them as in flight."""
 
     @property
     def acked_seq(self) -> int:
@@ -37,7 +42,8 @@ class Intake:
             raise WireError(f"expected a frame of {self.camera!r} after {self.seen_seq}, got {header.frame_seq}")
         if len(self.outstanding) >= MAX_IN_FLIGHT:
             raise WireError(f"expected at most {MAX_IN_FLIGHT} frames of {self.camera!r} in flight, got one more")
-        self.seen_seq = header.frame_seq
+        self.seen_seq, self.lossless = header.frame_seq, header.lossless
+        self.untold += 1
         self.outstanding.append(header.frame_seq)
 
     def pass_over(self, up_to_seq: int) -> None:
@@ -48,11 +54,21 @@ class Intake:
         """The frame just admitted turned out to be unusable."""
         self.outstanding.pop()
 
-    def acknowledge(self, up_to_seq: int, pace_us: int) -> None:
-        """The encoder has done with all frames up to `up_to_seq`; a number never seen belongs to a past incarnation."""
+    def acknowledge(self, up_to_seq: int, pace_us: int) -> bool:
+        """The encoder has done with all frames up to `up_to_seq`; a number never seen belongs to a past incarnation.
+
+        False when the worker need not be told at once: it has a credit left, and the pace is still none.
+        """
+        urgent = self.untold >= MAX_IN_FLIGHT or self.lossless or bool(pace_us or self.pace_us)
         self.pace_us = pace_us
         while up_to_seq <= self.seen_seq and self.outstanding and self.outstanding[0] <= up_to_seq:
             self.outstanding.popleft()
+        return urgent
+
+    def told(self, now_ns: int) -> None:
+        """An acknowledgement is on its way."""
+        self.told_ns = now_ns
+        self.untold = len(self.outstanding)
 
 
 @dataclass(slots=True)

@@ -2,16 +2,16 @@
 
 import asyncio
 import re
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Never, Self
 
 import zmq
 
 from streaming.curve import ClientKeys, ServerKeys
 from streaming.errors import TransportError, WireError
-from streaming.transport.sockets import DRAIN_AT_ONCE, BadMessages, End, LoopReader, has_message
+from streaming.transport.bound import Bound
+from streaming.transport.sockets import DRAIN_AT_ONCE, End, LoopReader, has_message, receive_now, send_now
 from streaming.wire import WORKER_ID, ToPublisher, decode_record, encode
 
 SEND_HWM: Final = 128
@@ -52,21 +52,20 @@ class RecordSender:
     def send(self, record: ToPublisher) -> bool:
         """True when it is on its way; False when there is no publisher or it is behind, and the account stays here."""
         try:
-            self._end.socket.send_multipart([self._name, encode(record)], zmq.DONTWAIT)
+            send_now(self._end.socket, self._name, encode(record))
         except zmq.Again:
             self._end.reconnect_if_refused()
             return False
         return True
 
 
-class RecordReceiver:
+class RecordReceiver(Bound):
     """`async with RecordReceiver(endpoint) as receiver: async for record in receiver`. Bad bytes are counted, not raised."""
 
     def __init__(
         self, endpoint: str, *, keys: ServerKeys | None = None, context: zmq.SyncContext | None = None
     ) -> None:
-        self._end = End(zmq.PULL, endpoint, bind=True, keys=keys, context=context, hwm=RECEIVE_HWM)
-        self._bad = BadMessages()
+        super().__init__(zmq.PULL, endpoint, keys=keys, context=context, hwm=RECEIVE_HWM)
         self._readable = asyncio.Event()
         self._monitor: LoopReader
         self._taken = 0
@@ -84,29 +83,30 @@ class RecordReceiver:
         self._monitor.close()
         self._end.close()
 
-    @property
-    def endpoint(self) -> str:
-        """Where it is bound."""
-        return self._end.endpoint
-
-    @property
-    def bad_messages(self) -> int:
-        """Messages that were not ours."""
-        return self._bad.total
-
-    @property
-    def bad_by_peer(self) -> Counter[str]:
-        """The same by sender."""
-        return self._bad.by_peer
-
-    @property
-    def refused_handshakes(self) -> int:
-        """Connections that were not admitted."""
-        return self._end.refused_handshakes
-
     async def __aiter__(self) -> AsyncIterator[ToPublisher]:
         while True:
             yield await self.receive()
+
+    async def deliver(self, take: Callable[[ToPublisher], None]) -> Never:
+        """Call `take` with each record in the turn of the loop in which it comes; raises what `take` raises."""
+        failed: asyncio.Future[Never] = asyncio.get_running_loop().create_future()
+
+        def on_message(parts: list[bytes]) -> None:
+            try:
+                record = self._record_of(parts)
+                if record is not None and not failed.done():
+                    take(record)
+            except Exception as exc:  # noqa: BLE001 - whoever waits is told of whatever it is
+                failed.set_exception(exc)
+
+        asyncio.get_running_loop().remove_reader(self._end.socket.fileno())
+        reader = LoopReader(self._end.socket, on_message)
+        try:
+            await failed
+        finally:
+            reader.close()
+            asyncio.get_running_loop().add_reader(self._end.socket.fileno(), self._look)
+        raise AssertionError("the future has no result")
 
     async def receive(self) -> ToPublisher:
         """The next record; waits for it, and lets other tasks run now and then when there are always more."""
@@ -121,12 +121,17 @@ class RecordReceiver:
     def receive_nowait(self) -> ToPublisher | None:
         """The next record that is here already; for the last ones at a stop."""
         while has_message(self._end.socket):  # asking is cheaper than zmq.Again
-            parts = self._end.socket.recv_multipart(zmq.NOBLOCK)
-            try:
-                return _record_of(parts)
-            except WireError as exc:
-                self._bad.count(parts[0], exc)
+            record = self._record_of(receive_now(self._end.socket))
+            if record is not None:
+                return record
         return None
+
+    def _record_of(self, parts: list[bytes]) -> ToPublisher | None:
+        try:
+            return _record_of(parts)
+        except WireError as exc:
+            self._bad.count(parts[0], exc)
+            return None
 
     def _look(self) -> None:
         if has_message(self._end.socket):

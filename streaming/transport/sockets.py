@@ -33,6 +33,8 @@ DRAIN_AT_ONCE: Final = 64
 """Messages that a reader takes before other tasks of the loop get their turn."""
 _EVENTS: Final = int(zmq.EVENTS)  # enums would cost as much as the question
 _POLLIN: Final = int(zmq.POLLIN)
+_NOW: Final = int(zmq.DONTWAIT)
+_NOW_AND_MORE: Final = int(zmq.DONTWAIT | zmq.SNDMORE)
 MAX_NAMES: Final = 64
 MAX_NAME_CHARS: Final = 64
 
@@ -185,7 +187,7 @@ class End:
         """Count what the handshake monitor has to say; call it when `monitor` is readable."""
         for _ in range(DRAIN_AT_ONCE):
             try:
-                self.monitor.recv_multipart(zmq.NOBLOCK)
+                receive_now(self.monitor)
             except zmq.Again:
                 return
             self.count_refusal()
@@ -220,6 +222,28 @@ def has_message(socket: zmq.SyncSocket) -> bool:
     return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)
 
 
+def send_now(socket: zmq.SyncSocket, *parts: bytes | memoryview) -> None:
+    """Send a message, copied. Raises zmq.Again when nothing of it can go (pyzmq's `send_multipart` with dear flags)."""
+    for part in parts[:-1]:
+        socket.send(part, _NOW_AND_MORE)
+    socket.send(parts[-1], _NOW)
+
+
+def receive_part(socket: zmq.SyncSocket) -> zmq.Frame:
+    """The next part that is here; `more` says whether another belongs to it. Raises zmq.Again when nothing is."""
+    return socket.recv(_NOW, copy=False)
+
+
+def receive_now(socket: zmq.SyncSocket) -> list[bytes]:
+    """The message that is here. Raises zmq.Again when none is."""
+    part = receive_part(socket)
+    parts = [part.bytes]
+    while part.more:
+        part = receive_part(socket)
+        parts.append(part.bytes)
+    return parts
+
+
 class LoopReader:
     """Calls `on_message(parts)` on the running loop for each message of a socket, some at a time.
 
@@ -243,7 +267,7 @@ class LoopReader:
         for _ in range(DRAIN_AT_ONCE):
             if not self._open or not has_message(self._socket):  # asking is cheaper than zmq.Again
                 return
-            parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            parts = receive_now(self._socket)
             try:
                 self._on_message(parts)
             except Exception:

@@ -92,3 +92,24 @@ def test_slot_every_item_is_taken_or_superseded_once(steps: list[str]) -> None:
         assert [item for item in seen if item is not None] == list(range(1, number + 1))
     finally:
         loop.close()
+
+
+async def test_slot_item_that_was_forwarded_wakes_nobody_and_another_one_does() -> None:
+    slot: NewestSlot[int] = NewestSlot()
+    forwarded: list[int | None] = []
+    waiting = asyncio.create_task(slot.get())
+
+    def forward() -> bool:
+        if len(forwarded) == 2:
+            return False
+        forwarded.append(slot.take())
+        return True
+
+    slot.forward = forward
+    for item in (1, 2):
+        await asyncio.to_thread(slot.put, item)
+    await asyncio.sleep(0.01)
+    assert forwarded == [1, 2]
+    assert not waiting.done()
+    await asyncio.to_thread(slot.put, 3)
+    assert await asyncio.wait_for(waiting, 5) == 3

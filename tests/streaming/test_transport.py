@@ -26,7 +26,7 @@ from streaming.transport import (
     WorkerVanished,
 )
 from streaming.transport.records import RECEIVE_HWM
-from streaming.wire import Tail
+from streaming.wire import Tail, ToPublisher
 from tests.streaming.transport_gear import PATIENCE_S, SMALL, EncoderThread, Ledger, frame, pattern, record_of, until
 
 
@@ -137,6 +137,48 @@ async def test_acknowledgement_frees_a_credit_and_carries_the_pace(endpoint: str
                 assert link.blocked("front") in {"paced", None}  # None: this machine was slower than the pace
     intervals_us = np.diff(sent_ns) / 1000
     assert (intervals_us >= pace_us).all()
+
+
+async def test_a_frame_with_a_credit_left_is_acknowledged_within_the_repetition(endpoint: str) -> None:
+    with EncoderThread(endpoint):
+        async with CaptureLink(endpoint, "capture-0", ["front"]) as link:
+            await link.ready()
+            await send(link, "front", [0])
+            assert link.blocked("front") is None  # the other credit: nothing need be said yet
+            await asyncio.wait_for(link.settled(), PATIENCE_S)
+
+
+async def test_threads_send_on_one_link_at_once_and_wait_for_credits_on_the_loop(endpoint: str) -> None:
+    cameras, frames = ["a", "b", "c", "d"], 300
+
+    def read(link: CaptureLink, camera: str) -> None:
+        for seq in range(frames):
+            while link.send_frame(frame(camera, seq)) is not None:
+                time.sleep(0.0002)
+
+    with EncoderThread(endpoint) as encoder:
+        async with CaptureLink(endpoint, "capture-0", [*cameras, "slow"]) as link:
+            await link.ready()
+            readers = [asyncio.create_task(asyncio.to_thread(read, link, camera)) for camera in cameras]
+            for seq in range(100):
+                await asyncio.wait_for(link.credit("slow"), PATIENCE_S)
+                assert link.send_frame(frame("slow", seq)) is None
+                assert link.send_record(Tail("slow", seq, Since()))
+            await asyncio.wait_for(asyncio.gather(*readers), PATIENCE_S)
+            await asyncio.wait_for(link.settled(), PATIENCE_S)
+    arrived = [event.frame for event in encoder.of(FrameArrived)]
+    for camera in cameras:
+        assert [one.frame_seq for one in arrived if one.camera == camera] == list(range(frames))
+    assert all((one.pixels == pattern(one.frame_seq)).all() for one in arrived)
+    assert encoder.inbox.bad_messages == 0
+
+
+async def test_link_that_has_been_left_takes_nothing_more(endpoint: str) -> None:
+    with EncoderThread(endpoint):
+        async with CaptureLink(endpoint, "capture-0", ["front"]) as link:
+            await link.ready()
+        assert await asyncio.to_thread(link.send_frame, frame("front", 0)) == "encoder_away"
+        assert not link.send_record(Tail("front", 0, Since()))
 
 
 async def test_pace_changes_without_a_frame_to_acknowledge(endpoint: str) -> None:
@@ -583,6 +625,34 @@ async def test_bad_records_are_counted_by_sender(endpoint: str, context: zmq.Syn
     assert isinstance(record, Tail)
     assert receiver.bad_messages == 4
     assert receiver.bad_by_peer == {"one part": 1, "evil": 3}
+
+
+async def test_records_are_delivered_until_their_taker_fails(endpoint: str, context: zmq.SyncContext) -> None:
+    taken: list[int] = []
+
+    def take(record: ToPublisher) -> None:
+        assert isinstance(record, Tail)
+        taken.append(record.up_to_seq)
+        if record.up_to_seq == 3:
+            raise ValueError("three")
+
+    async with RecordReceiver(endpoint) as receiver:
+        with RecordSender(endpoint, "encoder-0") as sender:
+            delivery = asyncio.create_task(receiver.deliver(take))
+            await until(lambda: sender.send(Tail("front", 0, Since())))
+            with context.socket(zmq.PUSH) as stranger:
+                stranger.connect(endpoint)
+                stranger.send(b"nothing of ours")
+            for seq in (1, 2, 3):
+                sender.send(Tail("front", seq, Since()))
+            with pytest.raises(ValueError, match="three"):
+                await asyncio.wait_for(delivery, PATIENCE_S)
+            assert taken == [0, 1, 2, 3]
+            sender.send(Tail("front", 4, Since()))
+            record = await asyncio.wait_for(receiver.receive(), PATIENCE_S)
+            assert isinstance(record, Tail)
+            assert record.up_to_seq == 4
+            await until(lambda: receiver.receive_nowait() is None and receiver.bad_messages == 1)
 
 
 async def test_receiver_lets_other_tasks_run_while_there_is_always_more(endpoint: str) -> None:

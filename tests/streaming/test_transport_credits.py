@@ -170,3 +170,21 @@ class BothEnds(RuleBasedStateMachine):
 
 TestBothEnds = BothEnds.TestCase
 TestBothEnds.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_intake_is_urgent_with_the_last_credit_a_pace_or_a_file() -> None:
+    intake = Intake("front")
+    intake.admit(header_of(frame("front", 0), epoch=1, now_ns=1))
+    assert not intake.acknowledge(0, 0)
+    intake.admit(header_of(frame("front", 1), epoch=1, now_ns=1))
+    assert intake.acknowledge(1, 0)
+    intake.told(5)
+    intake.admit(header_of(frame("front", 2), epoch=1, now_ns=1))
+    assert not intake.acknowledge(2, 0)
+    assert intake.acknowledge(2, 1000)
+    assert intake.acknowledge(2, 0), "that there is no pace any more is worth a word"
+    whole = frame("front", 3)
+    whole.lossless = True
+    intake.told(6)
+    intake.admit(header_of(whole, epoch=1, now_ns=1))
+    assert intake.acknowledge(3, 0)

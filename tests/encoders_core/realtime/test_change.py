@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from encoders_core.realtime.change import NoiseFloor, cell_differences, identical, is_light, measure, reduce_frame
+from encoders_core.realtime.change import (
+    NoiseFloor,
+    cell_differences,
+    identical,
+    is_light,
+    measure,
+    reduce_frame,
+)
 
 Picture = NDArray[np.uint8]
 
@@ -98,3 +105,11 @@ def test_noise_floor_does_not_rise_with_motion_in_most_of_the_picture() -> None:
         moving[:190] = picture(index)[:190]
         level = floor.update(reduce_frame(moving))
     assert level < 0.1
+
+
+def test_measure_with_the_cells_of_the_floor_is_the_same_as_without() -> None:
+    floor, one, two = NoiseFloor(), reduce_frame(picture(1)), reduce_frame(picture(2))
+    floor.update(one)
+    level = floor.update(two)
+    assert floor.previous is one
+    assert measure(two, one, level, floor.cells) == measure(two, one, level)
