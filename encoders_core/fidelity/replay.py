@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from encoders_core.errors import OptionError
+from encoders_core.fidelity.engine_policies import EngineTokens
 from encoders_core.fidelity.frame_policies import Plain, held
 from encoders_core.fidelity.policy import Frame, Policy, Rows, Step
-from encoders_core.fidelity.reference_policies import Selector, Site, TokenPolicy
+from encoders_core.fidelity.reference_policies import Selector, Site
 from encoders_core.fidelity.run import Clip, Trace, run_clip, warm_times_ns
 from encoders_core.fidelity.subject import DenseVitEncoder, Subject
 
@@ -56,7 +57,7 @@ class Replay:
     def __init__(self, vit: DenseVitEncoder, recording: Recording) -> None:
         self._vit = vit
         self._rows = recording.for_model(vit.network.config.depth, vit.cost.tokens).rows
-        self._gated = TokenPolicy(self.name, vit, self._selector)
+        self._gated = EngineTokens(self.name, vit, self._selector)
         self.reset()
 
     def reset(self) -> None:
@@ -99,7 +100,7 @@ def replay(subject: Subject, clips: Sequence[Clip], recordings: Sequence[Recordi
         for total, part in zip(every, times, strict=True):
             total.extend(part)
         rows.append({"name": clip.name, "macs": float(np.mean(traces[1].macs)), **_ratio(*times)})
-    return {"weights": "random: speed only", "kernel": "reference", **_ratio(*every), "clips": rows}
+    return {"weights": "random: speed only", "kernel": "engine", **_ratio(*every), "clips": rows}
 
 
 def _ratio(plain_ns: list[int], replayed_ns: list[int]) -> dict[str, float]:
