@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from encoders_core.fidelity.frame_policies import drain
 from encoders_core.fidelity.policy import MLP, PROJECTION, QKV, Frame, Step
@@ -18,18 +17,20 @@ from encoders_core.fidelity.reference_policies import PatchWatch, Selector, Site
 from encoders_core.fidelity.subject import DenseVitEncoder
 from encoders_core.preprocessing import normalise
 from encoders_core.realtime.token_cache import Gate, TokenCache
-from encoders_core.realtime.token_pass import Lane, dense_pass, gated_pass
+from encoders_core.realtime.token_kernels import Floats, Indices
+from encoders_core.realtime.token_lane import Lane
+from encoders_core.realtime.token_pass import TokenPasses
 
 _LAYERS: Final[dict[Gate, int]] = {"qkv": QKV, "proj": PROJECTION, "mlp": MLP}
 Scales = dict[tuple[int, Gate], float]
 """Typical length of an input, by block and gate."""
 
 
-def _nothing(_site: Site, change: Tensor, _scale: float) -> Tensor:
+def _nothing(_site: Site, change: torch.Tensor, _scale: float) -> torch.Tensor:
     return torch.zeros(change.shape[0], dtype=torch.bool)
 
 
-@dataclass(slots=True)
+@dataclass
 class SelectorLane(Lane):
     """Rows as a selector says, the first `prefix` always; attention looks at all rows."""
 
@@ -37,28 +38,29 @@ class SelectorLane(Lane):
     scales: Scales = field(default_factory=dict)
     prefix: int = 1
 
-    def choose(self, block: int, gate: Gate, change: Tensor, rows: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def choose(self, block: int, gate: Gate, change: Floats, rows: Indices | None = None) -> Indices:  # noqa: ARG002
         """(N,) lengths of change -> indices of the rows to compute."""
-        chosen = self.select(Site(block, _LAYERS[gate]), change, self.scales[block, gate])
+        site = Site(block, _LAYERS[gate])
+        chosen: Indices = self.select(site, torch.from_numpy(change), self.scales[block, gate]).numpy()
         chosen[: self.prefix] = True
-        return chosen.nonzero().squeeze(1)
+        return np.flatnonzero(chosen)
 
-    def look_at(self, block: int, changed: Tensor) -> Tensor:  # noqa: ARG002
+    def look_at(self, block: int, changed: Indices) -> Indices:  # noqa: ARG002
         """All rows."""
-        return torch.arange(self.x.shape[0])
+        return np.arange(len(self.x))
 
 
-@dataclass(slots=True)
+@dataclass
 class FixedLane(Lane):
     """The same rows at every gate, and no others in attention."""
 
-    flowing: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    flowing: Indices = field(default_factory=lambda: np.empty(0, np.intp))
 
-    def choose(self, block: int, gate: Gate, change: Tensor, rows: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def choose(self, block: int, gate: Gate, change: Floats, rows: Indices | None = None) -> Indices:  # noqa: ARG002
         """The rows that flow."""
-        return self.flowing if rows is None else torch.arange(len(rows))
+        return self.flowing if rows is None else np.arange(len(rows))
 
-    def look_at(self, block: int, changed: Tensor) -> Tensor:  # noqa: ARG002
+    def look_at(self, block: int, changed: Indices) -> Indices:  # noqa: ARG002
         """The rows that flow."""
         return self.flowing
 
@@ -67,7 +69,7 @@ class _EnginePolicy:
     """The engine for one camera; the first frame is dense."""
 
     def __init__(self, name: str, vit: DenseVitEncoder) -> None:
-        self.name, self._vit = name, vit
+        self.name, self._vit, self._passes = name, vit, TokenPasses(vit.network)
         self.reset()
 
     def reset(self) -> None:
@@ -76,22 +78,21 @@ class _EnginePolicy:
 
     def step(self, frame: Frame, at_ns: int) -> Step:  # noqa: ARG002  it compares frames, not times
         """One frame through the engine."""
-        network, cost = self._vit.network, self._vit.cost
         image = normalise(torch.from_numpy(frame)[None], self._vit.descriptor.input)
+        tokens, cost = self._passes.embed(image), self._vit.cost
         if not self._cache.warm:
-            features = drain(dense_pass(network, self._cache, image))
+            features = drain(self._passes.dense(self._cache, tokens))
             self._begin(frame)
-            return cost.step(features.numpy(), cost.plain_rows)
-        with torch.inference_mode():
-            lane = self._lane(frame, network.embed(image)[0])
-        features = drain(gated_pass(network, [lane]))[0]
-        return cost.step(features.numpy(), np.asarray(lane.counts))
+            return cost.step(features, cost.plain_rows)
+        lane = self._lane(frame, tokens)
+        features = drain(self._passes.gated([lane]))[0]
+        return cost.step(features, np.asarray(lane.counts))
 
     def _begin(self, frame: Frame) -> None:
         """The cache has just been filled with `frame`."""
         raise NotImplementedError
 
-    def _lane(self, frame: Frame, x: Tensor) -> Lane:
+    def _lane(self, frame: Frame, x: Floats) -> Lane:
         """Who chooses the rows of `frame`, (N, D) tokens `x`."""
         raise NotImplementedError
 
@@ -107,14 +108,16 @@ class EngineTokens(_EnginePolicy):
         self._select = self._selector()
         self._scales: Scales = {}
         for index, block in enumerate(self._cache.blocks):
-            gates: dict[Gate, Tensor] = {
+            gates: dict[Gate, Floats] = {
                 "qkv": block.qkv.reference,
                 "proj": block.proj.reference,
                 "mlp": block.mlp.reference,
             }
-            self._scales |= {(index, gate): float(inputs.norm(dim=1).mean()) for gate, inputs in gates.items()}
+            self._scales |= {
+                (index, gate): float(np.linalg.norm(inputs, axis=1).mean()) for gate, inputs in gates.items()
+            }
 
-    def _lane(self, frame: Frame, x: Tensor) -> Lane:  # noqa: ARG002
+    def _lane(self, frame: Frame, x: Floats) -> Lane:  # noqa: ARG002
         prefix = self._vit.network.config.prefix
         return SelectorLane(self._cache, x, select=self._select, scales=self._scales, prefix=prefix)
 
@@ -134,5 +137,5 @@ class EngineStaleKV(_EnginePolicy):
     def _begin(self, frame: Frame) -> None:
         self._watch.changed(frame)
 
-    def _lane(self, frame: Frame, x: Tensor) -> Lane:
-        return FixedLane(self._cache, x, flowing=self._watch.changed(frame))
+    def _lane(self, frame: Frame, x: Floats) -> Lane:
+        return FixedLane(self._cache, x, flowing=self._watch.changed(frame).numpy())

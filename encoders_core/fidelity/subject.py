@@ -4,7 +4,6 @@ import copy
 import dataclasses
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -23,11 +22,10 @@ from encoders_core.realtime.frame_encoder import (
     EncoderDescriptor,
     FrameEncoder,
     Plan,
-    fingerprint,
     load_frame_encoder,
 )
 from encoders_core.realtime.frame_gate import GateCalibration
-from encoders_core.vision_encoder import VisionEncoder
+from encoders_core.realtime.vit_frame_encoder import VitFrameEncoder
 
 SHAPES: Final[dict[str, VitConfig]] = {
     "vit-ti-16": VitConfig(embed_dim=192, num_heads=3),
@@ -40,22 +38,10 @@ SHAPES: Final[dict[str, VitConfig]] = {
 class DenseVitEncoder:
     """A ViT behind the frame-encoder protocol with no cache at all: every frame a full pass, last block for CLS only."""
 
-    def __init__(
-        self, network: VisionTransformer, spec: InputSpec, *, name: str, trained: bool, variance: float
-    ) -> None:
-        self.network, self._spec = network.eval(), spec
+    def __init__(self, network: VisionTransformer, descriptor: EncoderDescriptor, *, variance: float) -> None:
+        self.network, self.descriptor = network.eval(), descriptor
         self.calibration = GateCalibration(variance=variance, gain=_GAIN)
-        pooling = network.config.pool
-        self.descriptor = EncoderDescriptor(
-            model_id=name,
-            name=name if trained else f"{name}, random weights",
-            fingerprint=fingerprint(network.state_dict(), spec, pooling=pooling, head="none", variant="float32"),
-            dim=network.config.output_dim,
-            trained=trained,
-            pooling=pooling,
-            input=spec,
-        )
-        self.cost = VitCost.of(network.config, spec.size_hw)
+        self.cost = VitCost.of(network.config, descriptor.input.size_hw)
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -81,7 +67,7 @@ class DenseVitEncoder:
     def encode(self, plans: Sequence[Plan]) -> Generator[None, None, NDArray[np.float32]]:
         """Plans -> yields once, returns (B, D) float32 features, not normalised."""
         frames = torch.from_numpy(np.stack([plan.frame for plan in plans]))
-        features: NDArray[np.float32] = self.network(normalise(frames, self._spec)).numpy()
+        features: NDArray[np.float32] = self.network(normalise(frames, self.descriptor.input)).numpy()
         yield
         for plan in plans:
             plan.state.warm = True
@@ -95,15 +81,9 @@ class DenseVitEncoder:
 
     def at_size(self, size_px: int) -> "DenseVitEncoder":
         """The same weights for square pictures of another size, the table of positions resized once."""
-        spec = dataclasses.replace(self._spec, size_hw=(size_px, size_px))
-        descriptor = self.descriptor
-        return DenseVitEncoder(
-            resized(self.network, size_px),
-            spec,
-            name=descriptor.model_id,
-            trained=descriptor.trained,
-            variance=self.calibration.variance,
-        )
+        spec = dataclasses.replace(self.descriptor.input, size_hw=(size_px, size_px))
+        descriptor = dataclasses.replace(self.descriptor, input=spec)
+        return DenseVitEncoder(resized(self.network, size_px), descriptor, variance=self.calibration.variance)
 
 
 _GAIN: Final = 0.035  # of EfficientNet-Lite0; the gate learns each camera's own within some tens of frames
@@ -126,10 +106,14 @@ def resized(network: VisionTransformer, size_px: int) -> VisionTransformer:
 
 @dataclass(frozen=True)
 class Subject:
-    """One model: its plain encoder, the ViT inside if it is one, and its variance over many scenes if that is known."""
+    """One model: its plain encoder, what ships of it, the ViT inside if it is one, and its variance if that is known.
+
+    Both encoders run the same weights through the same layers.
+    """
 
     name: str
     encoder: FrameEncoder
+    shipped: FrameEncoder
     vit: DenseVitEncoder | None
     variance: float | None
 
@@ -147,16 +131,16 @@ class Subject:
 
 
 def load_subject(model: str) -> Subject:
-    """A ViT directory or weights file, a shape of `SHAPES` with random weights, or the name of a frame encoder.
+    """A ViT directory, a shape of `SHAPES` with random weights, or the name of a frame encoder.
 
     Raises OptionError for a preprocessing that a camera cannot deliver, WeightsNotFoundError or WeightsError.
     """
     if model in SHAPES:
         return random_subject(model)
-    if Path(model).exists():
-        return _vit(VisionEncoder.from_pretrained(model, show_progress_bar=False), Path(model).stem)
-    encoder = load_frame_encoder(model)
-    return Subject(model, encoder, None, encoder.calibration.variance)
+    shipped = load_frame_encoder(model)
+    if isinstance(shipped, VitFrameEncoder):
+        return vit_subject(shipped)
+    return Subject(model, shipped, shipped, None, shipped.calibration.variance)
 
 
 def random_subject(shape: str, *, size_px: int = 224, seed: int = 0) -> Subject:
@@ -167,11 +151,11 @@ def random_subject(shape: str, *, size_px: int = 224, seed: int = 0) -> Subject:
     network = VisionTransformer(config)
     torch.random.set_rng_state(generator)
     spec = InputSpec((size_px, size_px), mean=(0.5,) * 3, std=(0.5,) * 3)
-    encoder = DenseVitEncoder(network, spec, name=shape, trained=False, variance=1.0)
-    return Subject(shape, encoder, encoder, None)
+    return vit_subject(VitFrameEncoder(network, spec, model_id=shape, name=shape, trained=False, variance=1.0))
 
 
-def _vit(found: VisionEncoder, name: str) -> Subject:
-    spec = found.transform.input_spec()
-    encoder = DenseVitEncoder(found.model, spec, name=name, trained=found.trained, variance=1.0)
-    return Subject(name, encoder, encoder, None)
+def vit_subject(shipped: VitFrameEncoder) -> Subject:
+    """The ViT that ships, and its plain passes: with the layers that it has laid out for itself."""
+    made, network = shipped.descriptor, shipped.passes.network
+    plain = DenseVitEncoder(network, made, variance=shipped.calibration.variance)
+    return Subject(made.model_id, plain, shipped, plain, None)

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from encoders_core.fidelity.frame_policies import Plain
 from encoders_core.fidelity.policy import Policy, Step
 from encoders_core.fidelity.run import Clip
-from encoders_core.fidelity.subject import DenseVitEncoder, Subject, load_subject
+from encoders_core.fidelity.subject import DenseVitEncoder, Subject, load_subject, vit_subject
 from encoders_core.models.vit import VisionTransformer, VitConfig
 from encoders_core.preprocessing import InputSpec
+from encoders_core.realtime.vit_frame_encoder import VitFrameEncoder
 
 Frame = NDArray[np.uint8]
 SIZE_PX = 64
@@ -23,7 +24,7 @@ INTERVAL_NS = 100_000_000
 
 
 @cache
-def small_vit(pool: str = "cls") -> DenseVitEncoder:
+def small_subject(pool: str = "cls") -> Subject:
     """64 pixels, 16 patches, 3 blocks; weights larger than those of a fresh ViT, so that features react to pictures."""
     torch.manual_seed(0)
     config = VitConfig(img_size=(SIZE_PX, SIZE_PX), embed_dim=32, depth=3, num_heads=2, pool=pool)  # type: ignore[arg-type]
@@ -33,11 +34,14 @@ def small_vit(pool: str = "cls") -> DenseVitEncoder:
             if parameter.ndim > 1:
                 parameter.mul_(6)
     spec = InputSpec((SIZE_PX, SIZE_PX), mean=(0.5,) * 3, std=(0.5,) * 3)
-    return DenseVitEncoder(network, spec, name="small", trained=False, variance=50.0)
+    shipped = VitFrameEncoder(network, spec, model_id="small", name="small", trained=False, variance=50.0)
+    return vit_subject(shipped)
 
 
-def small_subject() -> Subject:
-    return Subject("small", small_vit(), small_vit(), None)
+def small_vit(pool: str = "cls") -> DenseVitEncoder:
+    vit = small_subject(pool).vit
+    assert vit is not None
+    return vit
 
 
 @cache

@@ -61,7 +61,7 @@ def test_a_policy_that_does_not_count_rows_cannot_be_replayed() -> None:
 
 
 def test_a_model_that_is_no_vit_is_refused() -> None:
-    subject = Subject("other", small_vit(), None, 1.0)
+    subject = Subject("other", small_vit(), small_vit(), None, 1.0)
 
     with pytest.raises(OptionError, match="expected a ViT"):
         replay(subject, [CLIP], [Recording.of(recorded(), 17)])
