@@ -13,7 +13,10 @@ from encoders_core.realtime.vit_frame_encoder import VitFrameEncoder, VitState
 
 
 class Camvec:
-    """The realtime encoder with its own gate at `target_fvu`: its scheduler and its results are in the time too."""
+    """The realtime encoder with its own gates at `target_fvu`: its scheduler and its results are in the time too.
+
+    Without audits: its limits are as shipped, nothing has steered them towards the target.
+    """
 
     name = "camvec"
 

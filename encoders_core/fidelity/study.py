@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from encoders_core.config import AuditConfig
 from encoders_core.fidelity import metrics
 from encoders_core.fidelity.catalogue import Entry
 from encoders_core.fidelity.curves import Curve
@@ -86,8 +87,8 @@ def report(
         "variance_from": source,
         "decode_ms": decode_ms,
         "policies": {
-            entry.name: {"knob": entry.knob, "kernel": entry.kernel, **_with_decode(row, decode_ms)}
-            for entry, place, _, row in whole
+            entry.name: {"knob": knob, "kernel": entry.kernel, **row, **_beside(entry, row, whole[0][3], decode_ms)}
+            for entry, place, knob, row in whole
             if place == 0
         },
         **_sweep([(entry.name, knob, row) for entry, _, knob, row in whole]),
@@ -159,5 +160,7 @@ def _by_layer(trace: Trace) -> dict[str, Any]:
     return {} if rows is None else {"rows_by_block": rows.round(1).tolist()}
 
 
-def _with_decode(summary: dict[str, Any], decode_ms: float) -> dict[str, Any]:
-    return {**summary, "end_to_end_ms": summary["cpu_ms_per_frame"] + decode_ms}
+def _beside(entry: Entry, row: dict[str, Any], plain: dict[str, Any], decode_ms: float) -> dict[str, float]:
+    """What a frame costs besides its vector: decoding, and for what ships its share of audits, by formula."""
+    audit_ms = AuditConfig().share * plain["cpu_ms_per_frame"] if entry.kernel == "ships" else 0.0
+    return {"audit_ms_per_frame": audit_ms, "end_to_end_ms": row["cpu_ms_per_frame"] + decode_ms + audit_ms}
