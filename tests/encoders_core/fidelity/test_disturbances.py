@@ -7,11 +7,12 @@ import pytest
 
 from encoders_core.config import GateConfig
 from encoders_core.fidelity import metrics
+from encoders_core.fidelity.camvec_policy import Camvec
 from encoders_core.fidelity.disturbances import DISTURBANCES, Frame, cut, drift, ghosts, noise, texture
 from encoders_core.fidelity.frame_policies import GatedFrames
 from encoders_core.fidelity.policy import Policy
 from encoders_core.fidelity.reference_policies import TokenPolicy, over_threshold
-from tests.encoders_core.fidelity.fidelity_gear import SIZE_PX, play, small_vit, truth
+from tests.encoders_core.fidelity.fidelity_gear import SIZE_PX, play, small_subject, small_vit, truth
 
 SCENE = texture(SIZE_PX)
 
@@ -111,3 +112,55 @@ def test_what_creeps_is_noticed_within_a_patch() -> None:
 
     assert sum(rows > 1 for rows in moved_rows[1:]) >= 200 * 0.2 / 16  # at least once a patch width
     assert errors(tokenwise(0.02), frames)[-1] < 0.2
+
+
+# What ships, through the same disturbances.
+
+
+def shipped() -> Camvec:
+    return Camvec(small_subject(), GateConfig().target_fvu)
+
+
+def test_what_ships_pays_for_slow_drift_at_all_times() -> None:
+    assert errors(shipped(), list(drift(SCENE, 600))).max() < 0.05
+
+
+@pytest.mark.parametrize("name", ["cut", "gain_step"])
+def test_what_ships_is_exact_from_the_frame_on_in_which_all_changes(name: str) -> None:
+    frames = list(DISTURBANCES[name](SCENE))
+    policy, half = shipped(), len(frames) // 2
+
+    played = play(policy, frames)
+
+    wanted = truth(small_vit(), frames)
+    assert metrics.squared_errors(wanted, np.stack([s.features for s in played]))[half] < 1e-6 * metrics.variance(
+        wanted
+    )
+    assert sum(step.rows for step in played[half + 4 :]) == 0
+
+
+def test_what_ships_leaves_no_ghost() -> None:
+    assert errors(shipped(), list(ghosts(SCENE, 100))).max() < 0.05
+
+
+def test_what_ships_computes_nothing_for_a_frozen_camera() -> None:
+    played = play(shipped(), [SCENE] * 30)
+
+    assert [step.encoded for step in played[3:]] == [False] * 27
+    assert len({step.features.tobytes() for step in played[3:]}) == 1
+
+
+def test_what_ships_keeps_cameras_apart() -> None:
+    first, second = list(ghosts(SCENE, 12)), list(drift(texture(SIZE_PX, 7), 12))
+    alone = [[step.features for step in play(shipped(), frames)] for frames in (first, second)]
+    policies = (shipped(), shipped())
+
+    turns = [
+        [
+            policy.step(frames[index], index * 100_000_000).features
+            for policy, frames in zip(policies, (first, second), strict=True)
+        ]
+        for index in range(12)
+    ]
+
+    np.testing.assert_allclose([list(camera) for camera in zip(*turns, strict=True)], alone, atol=1e-6)
