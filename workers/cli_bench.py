@@ -49,3 +49,51 @@ def encoders(
     from workers.bench_encoders import run_bench_encoders
 
     run_bench_encoders(model, seconds=seconds, threads=threads, as_json=as_json)
+
+
+@app.command()
+def fidelity(
+    clips: Annotated[list[Path] | None, typer.Argument(help="Video files; each counts as one camera.")] = None,
+    *,
+    model: Annotated[
+        str, typer.Option(help="A ViT directory, a frame encoder's name, or vit-ti-16, vit-s-16, vit-b-16 (random).")
+    ] = "efficientnet-lite0",
+    policies: Annotated[str, typer.Option(help="Names with commas between; all of them by default.")] = "",
+    fps: Annotated[
+        float | None, typer.Option(min=0.1, help="Thin the frames out; the file's own rate without.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=3, help="At most so many frames of each clip.")] = None,
+    sweep: Annotated[bool, typer.Option(help="Turn each policy's knob too, and compare at equal FVU.")] = False,
+    variance: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="V, the model's variance over many scenes; that of these clips without."),
+    ] = None,
+    scenario: Annotated[
+        str, typer.Option(help="Disturbances by name in place of the clips, on their first frames: drift, noise, ...")
+    ] = "",
+    replay: Annotated[
+        str, typer.Option(help="Time these models too, at the rows that camvec computed: vit-s-16, vit-b-16.")
+    ] = "",
+    png: Annotated[Path | None, typer.Option(help="Draw the curves of a sweep here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, last, for programs.")] = False,
+) -> None:
+    """Policies that compute less against the plain encoder on every frame: error, tokens, CPU time, on the same frames."""
+    from workers.bench_fidelity import run_fidelity
+
+    run_fidelity(
+        clips or [],
+        model=model,
+        policies=_names(policies),
+        fps=fps,
+        frames=frames,
+        sweep=sweep,
+        png=png,
+        variance=variance,
+        scenarios=_names(scenario),
+        replays=_names(replay),
+        as_json=as_json,
+    )
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

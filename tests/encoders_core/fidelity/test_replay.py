@@ -1,0 +1,71 @@
+"""Rows recorded on one model and computed on another, for its time."""
+
+import numpy as np
+import pytest
+
+from encoders_core.errors import OptionError
+from encoders_core.fidelity.disturbances import counter, texture
+from encoders_core.fidelity.frame_policies import Hold, Plain
+from encoders_core.fidelity.reference_policies import TokenPolicy, over_threshold
+from encoders_core.fidelity.replay import Recording, Replay, replay
+from encoders_core.fidelity.run import Trace, run_clip
+from encoders_core.fidelity.subject import Subject
+from tests.encoders_core.fidelity.fidelity_gear import SIZE_PX, as_clip, small_subject, small_vit
+
+CLIP = as_clip(counter(texture(SIZE_PX), 8))
+
+
+def recorded() -> Trace:
+    return run_clip([TokenPolicy("tokenwise", small_vit(), lambda: over_threshold(0.05))], CLIP)[0]
+
+
+def test_the_same_model_computes_the_recorded_rows_in_every_layer() -> None:
+    trace = recorded()
+
+    again = run_clip([Replay(small_vit(), Recording.of(trace, 17))], CLIP)[0]
+
+    np.testing.assert_array_equal(again.detail, trace.detail)
+
+
+def test_rows_are_brought_to_another_depth_and_number_of_tokens() -> None:
+    rows = np.array([[17, 17, 17, 17], [4, 17, 8, 2], [17, 1, 1, 1]])
+
+    found = Recording([rows, None], 17).for_model(depth=6, tokens=34)
+
+    assert found.rows[1] is None
+    assert found.rows[0] is not None
+    assert found.rows[0][:, 0].tolist() == [34, 34, 8, 8, 34, 34]
+    assert found.rows[0][:, 3].tolist() == [34, 34, 4, 4, 2, 2]
+
+
+def test_held_frames_are_held_again() -> None:
+    rows = np.full((3, 4), 17)
+    policy = Replay(small_vit(), Recording([rows, None, rows], 17))
+
+    assert [policy.step(CLIP.frames[0], 0).encoded for _ in range(3)] == [True, False, True]
+
+
+def test_a_replay_is_labelled_as_speed_only() -> None:
+    found = replay(small_subject(), [CLIP], [Recording.of(recorded(), 17)])
+
+    assert found["weights"] == "random: speed only"
+    assert [row["name"] for row in found["clips"]] == ["made"]
+    assert found["plain_ms"] > 0 < found["replay_ms"]
+
+
+def test_a_policy_that_does_not_count_rows_cannot_be_replayed() -> None:
+    trace = run_clip([Hold(small_vit(), 2)], CLIP)[0]
+
+    with pytest.raises(OptionError, match="nothing to replay"):
+        Recording.of(trace, 17)
+
+
+def test_a_model_that_is_no_vit_is_refused() -> None:
+    subject = Subject("other", small_vit(), small_vit(), None, 1.0)
+
+    with pytest.raises(OptionError, match="expected a ViT"):
+        replay(subject, [CLIP], [Recording.of(recorded(), 17)])
+
+
+def test_plain_counts_no_layers_of_its_own() -> None:
+    assert not run_clip([Plain(small_vit())], CLIP)[0].counts_layers
