@@ -18,7 +18,7 @@ BUSY = Rows(30, 2 * HOLD_LOAD, exact=False, settled=True)
 
 
 def begun(frame: Frame) -> TokenGate:
-    gate = TokenGate(GateConfig())
+    gate = TokenGate(GateConfig(), 100.0)
     decision = gate.decide(frame, 0, unasked)
     assert decision.reason == "cold"
     gate.begin(frame, 0, decision)
