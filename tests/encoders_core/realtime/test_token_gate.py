@@ -154,7 +154,8 @@ def test_without_caching_every_pass_is_the_network_to_the_bit(caching: bool) -> 
     frames = np.stack([redrawn(scene(0), [*range(9)], n) for n in range(6)])
     found = RealtimeVideoEncoder(model, caching=caching).encode_stream(frames)
     exact = [np.array_equal(row, unit(plain(model, frame))) for row, frame in zip(found.features, frames, strict=True)]
-    assert exact == [True, True, *[not caching] * 4]
+    assert exact[:3] == [True, True, not caching]
+    assert all(exact) is not caching
 
 
 def unit(vector: Any) -> Any:

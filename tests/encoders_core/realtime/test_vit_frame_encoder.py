@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from encoders_core.errors import EncoderError, InputError, OptionError, WeightsError
 from encoders_core.preprocessing import InputSpec
@@ -19,6 +20,7 @@ from encoders_core.realtime.vit_frame_encoder import VitFrameEncoder
 from encoders_core.vision_encoder import VisionEncoder
 from tests.encoders_core.realtime.tiny_vits import (
     FAMILIES,
+    PATCH,
     SHAPE,
     SIZE,
     distance,
@@ -109,12 +111,18 @@ def test_at_scale_0_gated_passes_equal_the_network_on_a_real_clip() -> None:
             assert distance(see(encoder, state, frame), plain(encoder, frame)) < 1e-5, index
 
 
+def disturbance(rows: int, gate: str) -> NDArray[np.float32]:
+    """Of changing sign: what is the same for a whole row does not get through a layer norm."""
+    width = SHAPE["embed_dim"] * (3 if gate == "qkv" else 1)
+    return np.random.default_rng(0).standard_normal((rows, width)).astype(np.float32)
+
+
 @pytest.mark.parametrize("gate", ["qkv", "proj", "mlp"])
 def test_stale_rows_are_found_by_the_rolling_refresh(gate: str) -> None:
     encoder = tiny_encoder("SigLIP", dense_fallback=False)
     frame = scene(0)
     state = warmed(encoder, frame)
-    getattr(state.cache.blocks[1], gate).output[[3, 17, 30]] += 0.5
+    getattr(state.cache.blocks[1], gate).output[[3, 17, 30]] += disturbance(3, gate)
     wrong = distance(see(encoder, state, frame), plain(encoder, frame))
     assert wrong > 1e-3
     for _ in range(module._REFRESH_PASSES):
@@ -127,7 +135,7 @@ def test_stale_rows_are_found_by_the_rolling_refresh(gate: str) -> None:
 def test_stale_rows_are_healed_at_once_by_a_dense_refresh() -> None:
     encoder, frame = tiny_encoder(dense_fallback=False), scene(0)
     state = warmed(encoder, frame)
-    state.cache.blocks[0].mlp.output[5:9] += 1
+    state.cache.blocks[0].mlp.output[5:9] += disturbance(4, "mlp")
     assert distance(see(encoder, state, frame), plain(encoder, frame)) > 1e-3
     assert np.array_equal(see(encoder, state, frame, refresh=True), plain(encoder, frame))
     assert distance(see(encoder, state, frame), plain(encoder, frame)) < 1e-5
@@ -160,7 +168,7 @@ def test_row_cap_holds_in_every_gate(bucket: int) -> None:
 def test_more_tolerance_never_computes_more_rows_of_the_same_camera() -> None:
     encoder = tiny_encoder(dense_fallback=False)
     warm, rows = warmed(encoder, walk(1)[0]), []
-    for scale in (0.0, 0.5, 1.0, 4.0, 50.0):
+    for scale in (0.0, 1.0, 100.0, 1000.0, 3000.0):
         state = copy.deepcopy(warm)
         encoder.set_fidelity(state, scale)
         see(encoder, state, walk(7)[-1])
@@ -354,12 +362,14 @@ def test_dense_steps_know_of_no_camera() -> None:
 
 def drift_slope(frames: int, encoder: VitFrameEncoder) -> tuple[float, float, float]:
     """Errors of a gated camera under random motion: mean, change over the run in units of it, and its standard error."""
-    state, frame, random = warmed(encoder, scene(0)), scene(0), np.random.default_rng(0)
+    size, random = encoder.sizes_px[0], np.random.default_rng(0)
+    frame = scene(0, size)
+    state, patches = warmed(encoder, frame, scale=300.0), (size // PATCH) ** 2
     errors = []
     for step in range(frames):
-        frame = redrawn(frame, random.choice(36, 3, replace=False).tolist(), seed=step)
+        frame = redrawn(frame, random.choice(patches, patches // 8, replace=False).tolist(), seed=step)
         got = see(encoder, state, frame)
-        if step % 4 == 0:
+        if step % 5 == 0:
             errors.append(distance(got, plain(encoder, frame)))
     found, at = np.array(errors), np.linspace(-0.5, 0.5, len(errors))
     blocks = np.array_split(np.arange(len(found)), 20)  # neighbours are alike
@@ -370,8 +380,8 @@ def drift_slope(frames: int, encoder: VitFrameEncoder) -> tuple[float, float, fl
 
 
 def test_errors_do_not_grow_over_2000_frames() -> None:
-    mean, slope, spread = drift_slope(2000, tiny_encoder(depth=2, dense_fallback=False))
-    assert 0 < mean < 0.2
+    mean, slope, spread = drift_slope(2000, tiny_encoder(depth=2, img_size=(32, 32), dense_fallback=False))
+    assert 0.005 < mean < 0.2
     assert slope < max(3 * spread, 0.05)
 
 
