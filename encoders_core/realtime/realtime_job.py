@@ -134,7 +134,7 @@ class RealtimeJob:
         output = arrival.session.complete(self._features)
         rows = plan.rows_total if plan.cold or plan.refresh else min(plan.rows, plan.row_cap or plan.rows)
         self._owner.scheduler.finish(
-            self._job, now_ns, cost_ns=self._spent_ns, cpu_ns=self._computed_ns, rows=self._counted(rows)
+            self._job, now_ns, cost_ns=self._cost_ns(now_ns), cpu_ns=self._computed_ns, rows=self._counted(rows)
         )
         self._owner.stood(arrival, output.features)
         quality = StreamQuality(
@@ -149,6 +149,10 @@ class RealtimeJob:
             budget_met=now_ns <= self._job.deadline_ns,
         )
         return feature_of(self.camera, output, quality, now_ns - self._job.arrived_ns, self.tag)
+
+    def _cost_ns(self, now_ns: int) -> int:
+        """What the next such job has to reckon with: the gating of frames that came meanwhile counts, giving way does not."""
+        return self._spent_ns if self._job.gives_way else now_ns - self._job.started_ns
 
     def _counted(self, rows: int) -> int | None:
         """Rows as the scheduler's buckets count them, which are those of the model's own size; None: all."""
