@@ -132,7 +132,7 @@ class EncodeWorker:
     def _work(self) -> bool:
         """The most urgent job until the next look, a block of one that gives way, else one of an audit."""
         if self._warm is None:
-            job, late = self._encoder.next_job()
+            job, late = self._encoder.next_job(packed=True)
             for outcome in late:
                 self._settle(outcome)
             if job is not None and job.gives_way:
@@ -153,7 +153,8 @@ class EncodeWorker:
                 self._warm = None
             else:
                 self._cold = None
-            self._finish(job)
+            for one in (job, *job.companions):
+                self._finish(one)
         return True
 
     def _finish(self, job: RealtimeJob) -> None:

@@ -217,12 +217,19 @@ class RealtimeVideoEncoder:
         return outcomes
 
     def next_job(
-        self, now_ns: int | None = None, *, camera: str | None = None
+        self, now_ns: int | None = None, *, camera: str | None = None, packed: bool = False
     ) -> tuple[RealtimeJob | None, list[Dropped[Arrival]]]:
-        """The job to do now, if any (of `camera` alone, if named), and the frames given up because they would be late."""
-        job, dropped = self.scheduler.next(self.clock() if now_ns is None else now_ns, camera=camera)
+        """The job to do now, if any (of `camera` alone, if named), and the frames given up because they would be late.
+
+        `packed`: it may bring `companions`, jobs of other cameras that go through the model in one pass with it.
+        """
+        now_ns = self.clock() if now_ns is None else now_ns
+        job, dropped = self.scheduler.next(now_ns, camera=camera)
         self._settle(dropped)
-        return (RealtimeJob(self, job) if job else None), dropped
+        if job is None:
+            return None, dropped
+        others = self.scheduler.companions(job, now_ns) if packed else []
+        return RealtimeJob(self, job, [RealtimeJob(self, other) for other in others]), dropped
 
     def may_step(self, job: RealtimeJob) -> bool:
         """Whether `job` should go on now: one in the background only in slack time, or when its camera waits for it."""

@@ -1,5 +1,6 @@
 """One frame on its way through the model, block by block."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from encoders_core.realtime.audit import Ticket
 from encoders_core.realtime.frame_encoder import FrameEncoder
 from encoders_core.realtime.frame_gate import Decision
 from encoders_core.realtime.jobs import Job
+from encoders_core.realtime.load import Level
 from encoders_core.realtime.results import StreamFeature, StreamQuality
 from encoders_core.realtime.scheduler import FrameScheduler
 from encoders_core.realtime.session import Output, Session
@@ -65,18 +67,24 @@ class JobOwner(Protocol):
 
 
 class RealtimeJob:
-    """The encoding of one frame, in steps. Call `step` until it is True, then `result` once."""
+    """The encoding of one frame, in steps. Call `step` until it is True, then `result` once.
 
-    def __init__(self, encoder: JobOwner, job: Job[Arrival]) -> None:
+    With `companions`, jobs of other cameras, it is one pass for all of them: step this one, take the result of each.
+    """
+
+    def __init__(self, encoder: JobOwner, job: Job[Arrival], companions: Sequence["RealtimeJob"] = ()) -> None:
         self._owner, self._job = encoder, job
         arrival = job.frame
-        self.camera, self.tag = job.camera, arrival.tag
+        self.camera, self.tag, self.companions = job.camera, arrival.tag, tuple(companions)
         self._features: NDArray[np.float32] | None = None
         self._error: Exception | None = None
         self._spent_ns = self._computed_ns = 0
+        self._share = 1.0
+        level = Level(job.level.rung, encoder.frame_encoder.buckets[-1]) if job.whole else job.level
         try:
-            self._plan = arrival.session.begin(arrival.pixels, arrival.at_ns, arrival.decision, job.level)
-            self._steps = encoder.frame_encoder.encode([self._plan])
+            self._plan = arrival.session.begin(arrival.pixels, arrival.at_ns, arrival.decision, level)
+            together = [job for job in self.companions if job._error is None]  # noqa: SLF001  our own
+            self._steps = encoder.frame_encoder.encode([self._plan, *(job._plan for job in together)])  # noqa: SLF001  our own
         except Exception as error:  # noqa: BLE001  as in `step`
             self._error = error
 
@@ -114,13 +122,39 @@ class RealtimeJob:
             next(self._steps)
         except StopIteration as done:
             self._features = done.value[0]
+            self._hand_out(done.value[1:])
         except Exception as error:  # noqa: BLE001  whatever a model raises, the frame must be booked as failed
             self._error = error
+            for other in self.companions:
+                other._error = other._error or error  # noqa: SLF001  our own
         took_ns = self._owner.clock() - started_ns
         self._spent_ns += took_ns
         self._computed_ns += self._owner.cpu_clock() - computed_ns
         self._owner.block_took(took_ns)
-        return self._features is not None or self._error is not None
+        done = self._features is not None or self._error is not None
+        if done and self.companions:
+            self._share_costs()
+        return done
+
+    def _hand_out(self, features: NDArray[np.float32]) -> None:
+        """(B, D): the vectors of the companions."""
+        together = [job for job in self.companions if job._error is None]  # noqa: SLF001  our own
+        for other, vector in zip(together, features, strict=True):
+            other._features = vector  # noqa: SLF001  our own
+
+    def _share_costs(self) -> None:
+        """Each job took the time of the pass; of its cost it bears what its rows are of all rows."""
+        jobs = [self, *self.companions]
+        rows = [max(1, self._rows(job)) for job in jobs]
+        for job, own in zip(jobs, rows, strict=True):
+            job._spent_ns, job._computed_ns = self._spent_ns, self._computed_ns  # noqa: SLF001  our own
+            job._share = own / sum(rows)  # noqa: SLF001  our own
+
+    @staticmethod
+    def _rows(job: "RealtimeJob") -> int:
+        """Rows that a job's pass may have computed."""
+        plan = job._plan  # noqa: SLF001  our own
+        return plan.rows_total if plan.cold or plan.refresh else min(plan.rows, plan.row_cap or plan.rows)
 
     def result(self) -> StreamFeature:
         """The vector. Raises EncoderError when the model failed; the frame is then booked as `abandon` does."""

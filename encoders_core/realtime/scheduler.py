@@ -20,6 +20,7 @@ from encoders_core.realtime.load import CAPACITY, PACE_LOAD, Costs, Demand, Leve
 _ACTIVE_NS: Final = 2_000_000_000
 _FLOOR_NS: Final = 2_000_000_000
 _PROBE_NS: Final = 500_000_000
+_MOST_COMPANIONS: Final = 3
 _MAX_LAG: Final = 10  # jobs that a camera may be owed
 _AGE_RATE: Final = 0.1
 
@@ -169,6 +170,27 @@ class FrameScheduler(Generic[FrameT]):
             return None, dropped
         self._start(job, state, now_ns, cap)
         return job, dropped
+
+    def companions(self, leader: Job[FrameT], now_ns: int) -> list[Job[FrameT]]:
+        """Jobs of other cameras that go through the model together with `leader`, just started; they are started, too.
+
+        For a model that computes rows: its weights are then read once for all of them. Taken are those whose deadlines, and
+        that of `leader`, would be met even if nothing were gained by it.
+        """
+        if leader.must_run or leader.level.row_cap >= self.ladder.dense.row_cap:
+            return []
+        finish_ns, due_ns = now_ns + self.costs.quantile_ns(leader.level, 0.95), leader.deadline_ns
+        found: list[Job[FrameT]] = []
+        waiting = [(state.waiting, state) for state in self._cameras.values() if state.waiting and not state.running]
+        for job, state in sorted(waiting, key=lambda pair: (pair[0].deadline_ns, pair[0].order)):
+            if len(found) == _MOST_COMPANIONS or job.must_run or job.whole:
+                continue
+            after_ns = finish_ns + self.costs.quantile_ns(job.wants, 0.95)
+            if job.wants.row_cap < self.ladder.dense.row_cap and after_ns <= min(due_ns, job.deadline_ns):
+                self._start(job, state, now_ns, job.wants.row_cap)
+                finish_ns, due_ns = after_ns, min(due_ns, job.deadline_ns)
+                found.append(job)
+        return found
 
     def finish(
         self,
