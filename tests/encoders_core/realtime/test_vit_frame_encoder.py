@@ -369,7 +369,7 @@ def drift_slope(frames: int, encoder: VitFrameEncoder) -> tuple[float, float, fl
     for step in range(frames):
         frame = redrawn(frame, random.choice(patches, patches // 8, replace=False).tolist(), seed=step)
         got = see(encoder, state, frame)
-        if step % 5 == 0:
+        if step % 10 == 0:
             errors.append(distance(got, plain(encoder, frame)))
     found, at = np.array(errors), np.linspace(-0.5, 0.5, len(errors))
     blocks = np.array_split(np.arange(len(found)), 20)  # neighbours are alike
