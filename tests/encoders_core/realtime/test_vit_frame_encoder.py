@@ -364,12 +364,12 @@ def drift_slope(frames: int, encoder: VitFrameEncoder) -> tuple[float, float, fl
     """Errors of a gated camera under random motion: mean, change over the run in units of it, and its standard error."""
     size, random = encoder.sizes_px[0], np.random.default_rng(0)
     frame = scene(0, size)
-    state, patches = warmed(encoder, frame, scale=300.0), (size // PATCH) ** 2
+    state, patches = warmed(encoder, frame, scale=100.0), (size // PATCH) ** 2
     errors = []
     for step in range(frames):
         frame = redrawn(frame, random.choice(patches, patches // 8, replace=False).tolist(), seed=step)
         got = see(encoder, state, frame)
-        if step % 5 == 0:
+        if step % 10 == 0:
             errors.append(distance(got, plain(encoder, frame)))
     found, at = np.array(errors), np.linspace(-0.5, 0.5, len(errors))
     blocks = np.array_split(np.arange(len(found)), 20)  # neighbours are alike
@@ -381,7 +381,7 @@ def drift_slope(frames: int, encoder: VitFrameEncoder) -> tuple[float, float, fl
 
 def test_errors_do_not_grow_over_2000_frames() -> None:
     mean, slope, spread = drift_slope(2000, tiny_encoder(depth=2, img_size=(32, 32), dense_fallback=False))
-    assert 0.005 < mean < 0.2
+    assert 0.005 < mean < 0.3
     assert slope < max(3 * spread, 0.05)
 
 
@@ -389,7 +389,7 @@ def test_errors_do_not_grow_over_2000_frames() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_errors_do_not_grow_over_10000_frames(family: str) -> None:
     mean, slope, spread = drift_slope(10_000, tiny_encoder(family, dense_fallback=False))
-    assert 0 < mean < 0.2
+    assert 0.005 < mean < 0.3
     assert slope < max(3 * spread, 0.05)
 
 
