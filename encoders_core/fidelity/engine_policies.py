@@ -32,11 +32,12 @@ def _nothing(_site: Site, change: torch.Tensor, _scale: float) -> torch.Tensor:
 
 @dataclass
 class SelectorLane(Lane):
-    """Rows as a selector says, the first `prefix` always; attention looks at all rows."""
+    """Rows as a selector says, the first `prefix` always; attention looks at all rows, or at as many as `looks` says."""
 
     select: Selector = _nothing
     scales: Scales = field(default_factory=dict)
     prefix: int = 1
+    looks: Callable[[int], int] | None = None
 
     def choose(self, block: int, gate: Gate, change: Floats, rows: Indices | None = None) -> Indices:  # noqa: ARG002
         """(N,) lengths of change -> indices of the rows to compute."""
@@ -46,8 +47,8 @@ class SelectorLane(Lane):
         return np.flatnonzero(chosen)
 
     def look_at(self, block: int, changed: Indices) -> Indices:  # noqa: ARG002
-        """All rows."""
-        return np.arange(len(self.x))
+        """The first rows."""
+        return np.arange(len(self.x) if self.looks is None else self.looks(block))
 
 
 @dataclass
@@ -98,10 +99,20 @@ class _EnginePolicy:
 
 
 class EngineTokens(_EnginePolicy):
-    """Three gates a block, attention dense, the rows by a selector that is made anew at each reset."""
+    """Three gates a block, the rows by a selector that is made anew at each reset.
 
-    def __init__(self, name: str, vit: DenseVitEncoder, selector: Callable[[], Selector]) -> None:
-        self._selector = selector
+    Attention is dense; with `looks`, so many rows of each block's are computed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        vit: DenseVitEncoder,
+        selector: Callable[[], Selector],
+        *,
+        looks: Callable[[int], int] | None = None,
+    ) -> None:
+        self._selector, self._looks = selector, looks
         super().__init__(name, vit)
 
     def _begin(self, frame: Frame) -> None:  # noqa: ARG002
@@ -119,7 +130,7 @@ class EngineTokens(_EnginePolicy):
 
     def _lane(self, frame: Frame, x: Floats) -> Lane:  # noqa: ARG002
         prefix = self._vit.network.config.prefix
-        return SelectorLane(self._cache, x, select=self._select, scales=self._scales, prefix=prefix)
+        return SelectorLane(self._cache, x, select=self._select, scales=self._scales, prefix=prefix, looks=self._looks)
 
 
 class EngineStaleKV(_EnginePolicy):

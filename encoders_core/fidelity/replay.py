@@ -15,7 +15,7 @@ from torch import Tensor
 from encoders_core.errors import OptionError
 from encoders_core.fidelity.engine_policies import EngineTokens
 from encoders_core.fidelity.frame_policies import Plain, held
-from encoders_core.fidelity.policy import Frame, Policy, Rows, Step
+from encoders_core.fidelity.policy import ATTENTION, Frame, Policy, Rows, Step
 from encoders_core.fidelity.reference_policies import Selector, Site
 from encoders_core.fidelity.run import Clip, Trace, run_clip, warm_times_ns
 from encoders_core.fidelity.subject import DenseVitEncoder, Subject
@@ -57,7 +57,7 @@ class Replay:
     def __init__(self, vit: DenseVitEncoder, recording: Recording) -> None:
         self._vit = vit
         self._rows = recording.for_model(vit.network.config.depth, vit.cost.tokens).rows
-        self._gated = EngineTokens(self.name, vit, self._selector)
+        self._gated = EngineTokens(self.name, vit, self._selector, looks=self._looks)
         self.reset()
 
     def reset(self) -> None:
@@ -74,6 +74,9 @@ class Replay:
         step = self._gated.step(frame, at_ns)
         self._features = step.features
         return step
+
+    def _looks(self, block: int) -> int:
+        return int(self._wanted[block, ATTENTION])
 
     def _selector(self) -> Selector:
         def select(site: Site, change: Tensor, _scale: float) -> Tensor:

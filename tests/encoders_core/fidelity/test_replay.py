@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from encoders_core.errors import OptionError
+from encoders_core.fidelity.camvec_policy import Camvec
 from encoders_core.fidelity.disturbances import counter, texture
 from encoders_core.fidelity.frame_policies import Hold, Plain
 from encoders_core.fidelity.reference_policies import TokenPolicy, over_threshold
@@ -25,6 +26,15 @@ def test_the_same_model_computes_the_recorded_rows_in_every_layer() -> None:
     again = run_clip([Replay(small_vit(), Recording.of(trace, 17))], CLIP)[0]
 
     np.testing.assert_array_equal(again.detail, trace.detail)
+
+
+def test_what_ships_is_replayed_with_the_rows_that_its_attention_looked_at() -> None:
+    trace = run_clip([Camvec(small_subject(), 0.02)], CLIP)[0]
+
+    again = run_clip([Replay(small_vit(), Recording.of(trace, 17))], CLIP)[0]
+
+    pairs = [pair for pair in zip(trace.detail, again.detail, strict=True) if pair[0] is not None]
+    np.testing.assert_array_equal(*zip(*pairs, strict=True))
 
 
 def test_rows_are_brought_to_another_depth_and_number_of_tokens() -> None:
