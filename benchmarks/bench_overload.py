@@ -79,7 +79,7 @@ class Run:
 
     def _work(self) -> bool:
         if self._warm is None:
-            job, _ = self.encoder.next_job()
+            job, _ = self.encoder.next_job(packed=True)
             if job and job.gives_way:
                 self._cold = job
             else:
@@ -89,12 +89,12 @@ class Run:
             return self.encoder.audit_step(in_slack=True)
         if job.step():
             self._warm, self._cold = (None, self._cold) if job is self._warm else (self._warm, None)
-            feature = job.result()
-            if feature.quality.cold:
-                self.cold += 1
-            else:
-                self.warm_ms.append(feature.latency_ms)
-                self.misses += not feature.quality.budget_met
+            for feature in (one.result() for one in (job, *job.companions)):
+                if feature.quality.cold:
+                    self.cold += 1
+                else:
+                    self.warm_ms.append(feature.latency_ms)
+                    self.misses += not feature.quality.budget_met
         return True
 
     def _report(self, cpu_s: float) -> dict[str, Any]:

@@ -56,6 +56,8 @@ class Plan:
     None: as many as the plan wants."""
     refresh: bool = False
     """Set before the encoding starts: a dense pass is due, as nothing but the age of what is remembered asks for one."""
+    computed: int | None = None
+    """Set by the encoding: how many rows' worth of work it was; None: `rows`."""
     study: bool = False
     """Set with `refresh` when there is time: what the encoder likes to know of a camera may be measured anew."""
 

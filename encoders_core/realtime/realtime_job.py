@@ -86,7 +86,7 @@ class RealtimeJob:
             together = [job for job in self.companions if job._error is None]  # noqa: SLF001  our own
             self._steps = encoder.frame_encoder.encode([self._plan, *(job._plan for job in together)])  # noqa: SLF001  our own
         except Exception as error:  # noqa: BLE001  as in `step`
-            self._error = error
+            self._fail(error)
 
     @property
     def cold(self) -> bool:
@@ -124,17 +124,20 @@ class RealtimeJob:
             self._features = done.value[0]
             self._hand_out(done.value[1:])
         except Exception as error:  # noqa: BLE001  whatever a model raises, the frame must be booked as failed
-            self._error = error
-            for other in self.companions:
-                other._error = other._error or error  # noqa: SLF001  our own
+            self._fail(error)
         took_ns = self._owner.clock() - started_ns
         self._spent_ns += took_ns
         self._computed_ns += self._owner.cpu_clock() - computed_ns
         self._owner.block_took(took_ns)
-        done = self._features is not None or self._error is not None
-        if done and self.companions:
+        over = self._features is not None or self._error is not None
+        if over and self.companions:
             self._share_costs()
-        return done
+        return over
+
+    def _fail(self, error: Exception) -> None:
+        """What went wrong, for the frames of the whole pass."""
+        for job in (self, *self.companions):
+            job._error = job._error or error  # noqa: SLF001  our own
 
     def _hand_out(self, features: NDArray[np.float32]) -> None:
         """(B, D): the vectors of the companions."""
@@ -174,7 +177,7 @@ class RealtimeJob:
         quality = StreamQuality(
             reason=arrival.decision.reason,
             rung=self._job.level.rung,
-            tokens_updated=rows,
+            tokens_updated=rows if plan.computed is None else plan.computed,
             tokens_total=plan.rows_total,
             cold=plan.cold,
             change=plan.change,

@@ -103,8 +103,8 @@ class Session:
         if self._gate is None or self._exact:
             return Decision("change" if self._begun else "cold", _EVERY_FRAME, 1.0)
         if isinstance(self._gate, TokenGate):
-            look = cast("RowEncoder", self._encoder).look
-            return self._gate.decide(frame, at_ns, lambda: look(self._state, frame), slack=slack)
+            rows, state = cast("RowEncoder", self._encoder), self._state
+            return self._gate.decide(frame, at_ns, lambda: rows.look(state, frame), owed=rows.owes(state), slack=slack)
         return self._gate.decide(frame, at_ns, slack=slack)
 
     def wish(self, frame: NDArray[np.uint8], decision: Decision) -> Plan | None:

@@ -46,6 +46,10 @@ class RowEncoder(Protocol):
         """(H, W, 3) uint8 of its own size -> its rows against the camera's. The state stays what it is."""
         ...
 
+    def owes(self, state: Any) -> bool:
+        """Whether even the same frame again would bring a better vector."""
+        ...
+
 
 class TokenGate:
     """The gate of one camera.
@@ -67,15 +71,21 @@ class TokenGate:
         self._begun_at_ns = 0
 
     def decide(
-        self, frame: NDArray[np.uint8], at_ns: int, look: Callable[[], Rows], *, slack: bool = False
+        self,
+        frame: NDArray[np.uint8],
+        at_ns: int,
+        look: Callable[[], Rows],
+        *,
+        owed: bool = False,
+        slack: bool = False,
     ) -> Decision:
         """(H, W, 3) uint8 of the time `at_ns` -> encode or hold. `slack`: there is time for a pass that is not urgent.
 
-        `look` is asked when the picture alone does not decide.
+        `look` is asked when the picture alone does not decide. `owed`: the last vector could be better.
         """
         if self._reference is None or self._pixels is None:
             return Decision("cold", _NOTHING, 1.0, reduce_frame(frame))
-        if identical(frame, self._pixels):
+        if not owed and identical(frame, self._pixels):
             return self._unchanged(at_ns, slack=slack)
         small = reduce_frame(frame)
         change = measure(small, self._reference, self._floor.update(small))

@@ -36,6 +36,8 @@ class Lane:
     row_cap: int | None = None
     forced: Indices | None = None
     exact: bool = False
+    cut_off: bool = False
+    """Rows were left that are too far from what they were computed from: the cap was full."""
     counts: list[Counts] = field(default_factory=list)
     normed: Floats = field(init=False, repr=False)
     """(N, D): room for the tokens as a gate sees them."""
@@ -49,6 +51,7 @@ class Lane:
         chosen: Indices = (change > limit).nonzero()[0]
         if self.row_cap is None or len(chosen) <= self.row_cap:
             return chosen
+        self.cut_off = True
         limit = limit[chosen]
         urgency = np.where(limit < 0, np.inf, change[chosen] / np.maximum(limit, _SHORTEST))
         return chosen[np.sort(np.argpartition(-urgency, self.row_cap)[: self.row_cap])]

@@ -71,8 +71,8 @@ class VitState:
     """Dense passes to come before a gated one is tried again."""
     failures: int = 0
     """Gated passes in a row that were not worth it."""
-    astray: bool = False
-    """The last vector came from a smaller picture, of which the cache knows nothing."""
+    owes: bool = False
+    """The last vector stands for less than it might: it came from a smaller picture, or its rows were cut off by a cap."""
     seen: _Seen | None = None
     counts: list[Counts] = field(default_factory=list)
     """Rows of the last gated pass, block by block; empty after a dense one."""
@@ -148,9 +148,13 @@ class VitFrameEncoder:
         # The class token is no part of the picture: it is let through always, and never changes here.
         changed = int(np.count_nonzero(relative > 1))
         settled, load = state.passes < _STUDY_PASSES, float(relative @ relative)
-        if state.astray:
+        if state.owes:
             changed, load = max(1, changed), float("inf")
         return Rows(changed, load, exact=state.scale == 0, settled=settled)
+
+    def owes(self, state: VitState) -> bool:
+        """Whether even the same frame again would bring a better vector."""
+        return state.owes
 
     def plan(self, state: VitState, frame: NDArray[np.uint8], change: Change | None = None) -> Plan:
         """(S, S, 3) uint8, S one of `sizes_px` -> what its pass would do: dense, or the rows that its widest gate may want."""
@@ -189,9 +193,9 @@ class VitFrameEncoder:
     def _dense(self, plan: Plan) -> Generator[None, None, Floats]:
         state: VitState = plan.state
         if plan.frame.shape[0] != self.sizes_px[0]:  # a smaller picture has other rows: nothing of it is remembered
-            state.astray = True
+            state.owes = True
             return (yield from self.passes.dense(TokenCache(), self.passes.embed(self._normalised(plan.frame))))
-        state.astray = False
+        state.owes = False
         tokens, first = self._tokens(state, plan.frame), not state.cache.warm
         state.seen, state.counts, state.dense_for = None, [], max(0, state.dense_for - 1)
         features = yield from self.passes.dense(state.cache, tokens)
@@ -218,12 +222,13 @@ class VitFrameEncoder:
             raise
         for plan, lane in zip(plans, lanes, strict=True):
             self._learn(plan.state, lane)
+            plan.computed = max(1, round(self._work_share(lane.counts) * self.rows_total))
         return features
 
     def _lane(self, plan: Plan) -> Lane:
         state: VitState = plan.state
         tokens, total = self._tokens(state, plan.frame), self.rows_total
-        state.seen, state.astray = None, False
+        state.seen, state.owes = None, False
         first = state.cache.next_refresh
         forced = np.arange(first, first + self._refreshed) % total
         state.cache.next_refresh = (first + self._refreshed) % total
@@ -232,7 +237,7 @@ class VitFrameEncoder:
     def _learn(self, state: VitState, lane: Lane) -> None:
         """What a gated pass showed of how change spreads, and whether it was worth it."""
         state.passes += 1
-        state.counts = lane.counts
+        state.counts, state.owes = lane.counts, lane.cut_off
         at_input = max(1, lane.counts[0].qkv)
         widest = max(max(count.qkv, count.proj, count.mlp) for count in lane.counts)
         state.growth += _GROWTH_RATE * (widest / at_input - state.growth)
