@@ -19,7 +19,8 @@ from encoders_core.realtime.spread import FLOOR, Spread
 HOLD_LOAD: Final = 3000.0
 """Sum of squares over the rows of their change, in units of what it may be, up to which the frame is held: as if each of
 fifty rows had moved by five times what it may. More rows are then computed at once, for one reading of the weights."""
-_TOLERANCE_POWER: Final = 0.4
+_TOLERANCE_POWER: Final = 0.3
+_START_VARIANCE: Final = 0.02  # of the model's, until a camera's own is known
 _RENEW_SHARE: Final = 0.75  # of max_hold_s: from then on a held picture is renewed when there is time
 _NOTHING: Final = Change(score=0.0, share=1.0, cut=False, light=False)
 
@@ -59,7 +60,7 @@ class TokenGate:
 
     def __init__(self, config: GateConfig, model_variance: float) -> None:
         self.config = config
-        self._spread = Spread(model_variance)
+        self._spread = Spread(model_variance, start=_START_VARIANCE)
         self._features: NDArray[np.float32] | None = None
         self.scale = 1.0
         """Kept for whoever steers: the encoder's limits, in which rows are measured, are scaled already."""

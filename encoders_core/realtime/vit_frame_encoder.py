@@ -30,7 +30,7 @@ from encoders_core.realtime.token_lane import Counts, Lane
 from encoders_core.realtime.token_pass import TokenPasses
 from encoders_core.weights.files import read_json
 
-ROW_ERROR: Final = 4.2e-5
+ROW_ERROR: Final = 4.5e-5
 """What letting one row of one gate wait may cost, of the features' standard deviation over many scenes, for a camera whose
 own variance is a hundredth of it. The squared error of the features then is 45 to 157 times the sum of the squares of what
 waits (six clips, 10 and 25 to 30 frames a second), and that sum hardly differs from clip to clip."""
