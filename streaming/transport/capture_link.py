@@ -314,11 +314,23 @@ class CaptureLink:
     def _take_in(self) -> None:
         """Read what has come, in the thread that asks."""
         with self._lock:
+            epoch = self.epoch
             for _ in range(DRAIN_AT_ONCE):
-                if self._closed or not has_message(self._end.socket):  # asking is cheaper than zmq.Again
+                if self._closed:
+                    return
+                if not has_message(self._end.socket):  # asking is cheaper than zmq.Again
+                    self._look_whether_lost(epoch)
                     return
                 self._on_message(receive_now(self._end.socket))
             self._post(self._take_in)
+
+    def _look_whether_lost(self, epoch: int) -> None:
+        """The encoder has gone, and no new one has said anything since `epoch`: do not wait until it has been silent."""
+        if has_message(self._end.monitor):
+            before = self._end.lost_connections
+            self._end.read_monitor()
+            if self._end.lost_connections != before and self.epoch == epoch:
+                self._heard_ns, self._echo_ns = self._clock.monotonic_ns() - int(SILENCE_S * 1e9), 0
 
     def _post(self, call: Callable[..., object], *args: object) -> None:
         """Call it on the loop, soon."""

@@ -116,6 +116,8 @@ class End:
         self.gatekeeper: Gatekeeper | None = None
         self.refused_handshakes = 0
         """Connections that ended before they were admitted: wrong or unknown key, no CURVE, not ZeroMQ at all."""
+        self.lost_connections = 0
+        """Of a connected DEALER: how often the other end has gone."""
 
     def open(self, options: dict[int, int | bytes]) -> None:
         """Create the socket with `options` and bind or connect it."""
@@ -150,7 +152,8 @@ class End:
             self.socket.setsockopt(option, value)
 
     def _attach(self, stack: ExitStack) -> None:
-        self.monitor = self.socket.get_monitor_socket(_HANDSHAKE_FAILED)
+        lost = zmq.Event.DISCONNECTED if self._kind == zmq.DEALER else 0
+        self.monitor = self.socket.get_monitor_socket(_HANDSHAKE_FAILED | lost)
         stack.callback(self._stop_monitor)
         try:
             if not self._bind:
@@ -184,13 +187,16 @@ class End:
             self.socket.connect(self.endpoint)
 
     def read_monitor(self) -> None:
-        """Count what the handshake monitor has to say; call it when `monitor` is readable."""
+        """Count what the monitor has to say; call it when `monitor` is readable."""
         for _ in range(DRAIN_AT_ONCE):
             try:
-                receive_now(self.monitor)
+                event, *_ = receive_now(self.monitor)
             except zmq.Again:
                 return
-            self.count_refusal()
+            if int.from_bytes(event[:2], "little") == zmq.Event.DISCONNECTED:
+                self.lost_connections += 1
+            else:
+                self.count_refusal()
 
     def count_refusal(self) -> None:
         """One more handshake that failed; the first is logged."""
