@@ -396,9 +396,9 @@ def test_wrong_settings_are_named_and_change_nothing(
 
 
 def test_a_trained_model_means_something() -> None:
-    folder = Path(os.environ.get("CAMVEC_TEST_MODELS", "")) / "vit-small-224"
+    folder = Path(os.environ.get("CAMVEC_MODELS", "")) / "vit-small-224"
     if not (folder / "config.json").is_file():
-        pytest.skip("CAMVEC_TEST_MODELS names no folder with the small trained ViT, vit-small-224")
+        pytest.skip("CAMVEC_MODELS names no folder with the small trained ViT, vit-small-224")
     encoder = VisionEncoder.from_pretrained(folder)
     assert encoder.trained
     assert encoder.transform.interpolation == "area"
