@@ -23,11 +23,11 @@ def to_channels_last(module: nn.Module) -> int:
 
 
 def make_contiguous(module: nn.Module) -> int:
-    """How many parameters were not; those get memory of their own."""
+    """How many parameters were not; those get memory of their own. Matrices may have rows or columns together."""
     count = 0
     for owner in module.modules():
         for name, parameter in list(owner.named_parameters(recurse=False)):
-            if not parameter.is_contiguous():
+            if not (parameter.is_contiguous() or (parameter.ndim == 2 and parameter.t().is_contiguous())):
                 fresh = nn.Parameter(parameter.detach().contiguous(), requires_grad=parameter.requires_grad)
                 setattr(owner, name, fresh)
                 count += 1

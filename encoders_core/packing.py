@@ -5,7 +5,7 @@ from torch import nn
 
 from encoders_core.models.eager_linear import Linear
 from encoders_core.models.layers import Mlp
-from encoders_core.models.packed_linear import PackedLinear
+from encoders_core.models.packed_linear import PackedLinear, fusible
 
 
 def pack_linears(module: nn.Module, *, compute: torch.dtype = torch.float32) -> int:
@@ -18,18 +18,9 @@ def pack_linears(module: nn.Module, *, compute: torch.dtype = torch.float32) -> 
                 and type(child) in (nn.Linear, Linear)
                 and child.weight.dtype == torch.float32
             ):
-                act = _fusible(parent) if name == "fc1" else None
+                act = fusible(parent.act) if name == "fc1" and isinstance(parent, Mlp) else None
                 setattr(parent, name, PackedLinear.of(child, act, compute))
                 if act is not None and isinstance(parent, Mlp):
                     parent.act = nn.Identity()
                 count += 1
     return count
-
-
-def _fusible(parent: nn.Module) -> str | None:
-    """What oneDNN calls the activation of this feed-forward, if it stands between the two layers and can be fused."""
-    if not isinstance(parent, Mlp):
-        return None
-    if type(parent.act) is nn.GELU:
-        return "gelu_tanh" if parent.act.approximate == "tanh" else "gelu"
-    return "relu" if type(parent.act) is nn.ReLU else None

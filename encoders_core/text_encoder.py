@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from encoders_core.encoder import Encoder, Vectors, as_output, batch_slices, seeded
 from encoders_core.errors import InputError, OptionError
+from encoders_core.models.eager_linear import lay_out
 from encoders_core.models.text_transformer import TextConfig, TextTransformer
 from encoders_core.options import refuse_unknown
 from encoders_core.results import TextResult
@@ -262,4 +263,5 @@ class TextEncoder(Encoder):
 def _furnish(encoder: TextEncoder, model: TextTransformer, found: TextCheckpoint) -> None:
     encoder.model, encoder.tokenizer, encoder.trained = model, found.tokenizer, found.trained
     encoder.prompts, encoder.logit_scale, encoder.logit_bias = found.prompts, found.logit_scale, found.logit_bias
+    lay_out(encoder)
     encoder.eval()

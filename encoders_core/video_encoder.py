@@ -16,6 +16,7 @@ from encoders_core.encoder import Encoder, Vectors, as_output, random_from
 from encoders_core.errors import InputError, OptionError
 from encoders_core.image_transform import ImageTransform
 from encoders_core.images import ChannelOrder, ValueRange
+from encoders_core.models.eager_linear import lay_out
 from encoders_core.models.frame_tower import ClipTower, FrameTower, Steps
 from encoders_core.models.temporal_heads import SequenceHead
 from encoders_core.models.temporal_pooling import TemporalPool, check_mask
@@ -178,6 +179,7 @@ class VideoEncoder(Encoder):
             _furnish(made, parts, enable_preprocessing)
         if parts.tensors:
             load_strictly(made, parts.tensors, source=str(path), family="camvec video", dtype=dtype)
+            lay_out(made)
         return made.to(device=device, dtype=dtype)
 
     @classmethod
@@ -312,6 +314,7 @@ class VideoEncoder(Encoder):
             with random_from(self.seed):
                 self.temporal = _head(self.tower, new)
             self.temporal = None if self.temporal is None else self.temporal.to(self.device, self.dtype)
+            lay_out(self)
             self.train(self.training)
         if interpolation is not None:
             self.transform = dataclasses.replace(self.transform, interpolation=interpolation)
@@ -416,4 +419,5 @@ def _furnish(encoder: VideoEncoder, parts: VideoParts, enable_preprocessing: boo
     encoder.temporal, encoder.pool = _head(tower, parts.config), TemporalPool(tower.dim)
     encoder.head = nn.Identity() if output_dim in (None, tower.dim) else nn.Linear(tower.dim, output_dim or 0)
     encoder.enable_preprocessing, encoder.seed, encoder.trained = enable_preprocessing, seed, parts.trained
+    lay_out(encoder)
     encoder.eval()

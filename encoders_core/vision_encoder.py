@@ -16,6 +16,7 @@ from encoders_core.encoder import Encoder, Vectors, as_output, seeded
 from encoders_core.errors import OptionError
 from encoders_core.image_transform import ImageTransform
 from encoders_core.images import ChannelOrder, ValueRange, as_batch, is_single, load_images
+from encoders_core.models.eager_linear import lay_out
 from encoders_core.models.positions import resize_positions
 from encoders_core.models.vit import VisionTransformer, VitConfig
 from encoders_core.options import check_options, refuse_unknown
@@ -324,6 +325,7 @@ def _furnish(
 ) -> None:
     encoder.model, encoder.transform = model, transform
     encoder.enable_preprocessing, encoder.trained = enable_preprocessing, trained
+    lay_out(encoder)
     encoder.eval()
 
 

@@ -4,7 +4,7 @@ Nothing here holds state between calls, and no branch depends on data: the brick
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the field's own name for it
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from encoders_core.errors import OptionError
 from encoders_core.models.eager_linear import Linear, linear
+from encoders_core.models.packed_linear import fusible
 
 
 class QuickGELU(nn.Module):
@@ -99,8 +100,18 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        out: Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        hidden = self._hidden(x)
+        if not self.training:
+            return cast("Tensor", self.fc2(hidden))
+        out: Tensor = self.drop(self.fc2(self.drop(hidden)))
         return out
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., hidden); the activation is part of the product unless somebody watches it."""
+        watched = self.act._forward_hooks  # noqa: SLF001  torch has no other name for them
+        act = fusible(self.act) if type(self.fc1) is Linear and not watched else None
+        hidden: Tensor = self.act(self.fc1(x)) if act is None else self.fc1(x, act)
+        return hidden
 
 
 class SwiGLU(nn.Module):
@@ -142,13 +153,18 @@ class Attention(nn.Module):
     def heads(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of `x` and keys and values of `context` (or `x`), each (B, heads, rows, D / heads)."""
         if context is None:
-            q, k, v = self.qkv(x).chunk(3, dim=-1)
+            q, k, v = self._split(self.qkv(x), 3)
         else:
             dim, (weight, bias) = x.shape[-1], (self.qkv.weight, self.qkv.bias)
-            q = linear(x, weight[:dim], None if bias is None else bias[:dim])
-            k, v = linear(context, weight[dim:], None if bias is None else bias[dim:]).chunk(2, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
+            (q,) = self._split(linear(x, weight[:dim], None if bias is None else bias[:dim]), 1)
+            k, v = self._split(linear(context, weight[dim:], None if bias is None else bias[dim:]), 2)
         return q, k, v
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, rows, parts * D) -> as many of (B, heads, rows, D / heads)."""
+        batch, rows, width = x.shape
+        dim = width // (parts * self.num_heads)
+        return x.view(batch, rows, parts, self.num_heads, dim).permute(2, 0, 3, 1, 4).unbind(0)
 
     def weights(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Who looks at whom, written out: (B, N, D) -> (B, heads, N, N), rows sum to 1."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from encoders_core.errors import OptionError
 
-_FUSED: Final = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
+FUSED: Final = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
 """Activation -> what oneDNN calls it."""
 _TOLERANCE: Final = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -42,8 +42,8 @@ class PackedLinear(nn.Linear):
         cls, weight: Tensor, bias: Tensor | None, act: str | None = None, compute: torch.dtype = torch.float32
     ) -> Self:
         """A layer of weight (N, K) and bias (N,), which it shares when they are parameters."""
-        if act not in _FUSED or compute not in _TOLERANCE:
-            raise OptionError(f"expected an activation of {list(_FUSED)} and float32 or bfloat16, got {act}, {compute}")
+        if act not in FUSED or compute not in _TOLERANCE:
+            raise OptionError(f"expected an activation of {list(FUSED)} and float32 or bfloat16, got {act}, {compute}")
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         made.out_features, made.in_features = weight.shape
@@ -56,9 +56,9 @@ class PackedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N)."""
         if not self._suits(x):
-            return _activated(super().forward(x), self.act)
+            return activated(super().forward(x), self.act)
         weight, bias = self._packed(x.numel() // self.in_features)
-        name, kind = _FUSED[self.act]
+        name, kind = FUSED[self.act]
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.compute), weight, bias, name, [], kind)  # noqa: SLF001  see the module
         return out.to(x.dtype)
 
@@ -68,7 +68,7 @@ class PackedLinear(nn.Linear):
         Laid out for about `rows` rows; a call costs half of what `forward` costs beside the product.
         """
         weight, bias = self._packed(rows)
-        name, kind = _FUSED[self.act]
+        name, kind = FUSED[self.act]
         product, compute, nothing = torch.ops.mkldnn._linear_pointwise.default, self.compute, list[Any]()  # noqa: SLF001  see the module
         if compute == torch.float32:
             return lambda x: cast("Tensor", product(x, weight, bias, name, nothing, kind))
@@ -106,9 +106,9 @@ def packing_obstacle(compute: torch.dtype = torch.float32) -> str | None:
     weight, bias, x = (torch.randn(*shape, generator=generator) for shape in ((48, 64), (48,), (5, 64)))
     try:
         with torch.no_grad():
-            for act in _FUSED:
+            for act in FUSED:
                 got = PackedLinear.from_weights(weight, bias, act, compute)(x)
-                expected = _activated(F.linear(x, weight, bias), act)
+                expected = activated(F.linear(x, weight, bias), act)
                 if not float((got - expected).norm()) <= _TOLERANCE[compute] * float(expected.norm()):
                     return f"oneDNN's linear layer with activation {act} differs from torch's own"
     except (AttributeError, NotImplementedError, RuntimeError, TypeError) as exc:
@@ -116,7 +116,15 @@ def packing_obstacle(compute: torch.dtype = torch.float32) -> str | None:
     return None
 
 
-def _activated(x: Tensor, act: str | None) -> Tensor:
+def activated(x: Tensor, act: str | None) -> Tensor:
+    """The activation called so in `FUSED`, by torch: any shape -> same shape."""
     if act is None:
         return x
-    return F.relu(x) if act == "relu" else F.gelu(x, approximate=_FUSED[act][1])
+    return F.relu(x) if act == "relu" else F.gelu(x, approximate=FUSED[act][1])
+
+
+def fusible(act: nn.Module) -> str | None:
+    """What `FUSED` calls this activation; None for those that oneDNN does not compute with a product."""
+    if type(act) is nn.GELU:
+        return "gelu_tanh" if act.approximate == "tanh" else "gelu"
+    return "relu" if type(act) is nn.ReLU else None

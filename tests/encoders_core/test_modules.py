@@ -60,6 +60,7 @@ def test_compiles_in_one_graph_and_gives_the_same(name: str) -> None:
 
 
 @pytest.mark.soak  # native code takes half a minute to build
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # in a module that the compiler imports
 @pytest.mark.skipif(shutil.which("g++") is None, reason="native code needs a C++ compiler: apt-get install g++")
 def test_compiles_to_native_code_and_gives_the_same(name: str) -> None:
     encoder = MAKERS[name](1)

@@ -10,6 +10,7 @@ from torch import nn
 
 from encoders_core.errors import OptionError
 from encoders_core.models import eager_linear
+from encoders_core.models.layers import Mlp
 from encoders_core.models.packed_linear import PackedLinear, packing_obstacle
 
 ACTIVATIONS: dict[str | None, Any] = {
@@ -71,6 +72,42 @@ def test_eager_linear_equals_plain_whatever_it_runs_through(
     monkeypatch.setattr(eager_linear, "prefers_onednn", lambda: False)
     with torch.no_grad():
         assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_columns_together_are_the_same_layer_and_a_smaller_product_takes_onednn(
+    act: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(eager_linear, "prefers_onednn", lambda: True)
+    layer, x = eager_linear.Linear(256, 128), torch.randn(3, 50, 256)
+    before = copy.deepcopy(layer.state_dict())
+    with torch.no_grad():
+        expected = layer(x, act)
+        assert torch.equal(expected, ACTIVATIONS[act](F.linear(x, layer.weight, layer.bias))), "too small for rows"
+        assert eager_linear.lay_out(layer) == 1
+        assert layer.weight.stride() == (1, 128)
+        assert all(torch.equal(layer.state_dict()[key], before[key]) for key in before)
+        torch.testing.assert_close(layer(x, act), expected, atol=1e-5, rtol=1e-5)
+        assert not torch.equal(layer(x, act), expected), "oneDNN rounds in another order"
+        half = eager_linear.linear(x, layer.weight[64:], layer.bias[64:], act)
+    torch.testing.assert_close(half, expected[..., 64:], atol=1e-5, rtol=1e-5)
+    layer.load_state_dict(before)
+    assert layer.weight.stride() == (1, 128), "loading keeps the layout"
+    layer(x, act).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_activation_is_part_of_the_product_unless_somebody_watches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    mlp, x, fused, seen = Mlp(64, 128).eval(), torch.randn(50, 64), list[str | None](), list[torch.Tensor]()
+    plain = eager_linear.linear
+    monkeypatch.setattr(eager_linear, "linear", lambda x, w, b, act: (fused.append(act), plain(x, w, b, act))[1])
+    with torch.no_grad():
+        features = mlp(x)
+        mlp.act.register_forward_hook(lambda _, __, out: seen.append(out))
+        torch.testing.assert_close(mlp(x), features, atol=1e-5, rtol=1e-5)
+    assert fused == ["gelu", None, None, None]
+    assert seen[0].shape == (50, 128)
 
 
 def test_packed_refuses_what_it_cannot_fuse() -> None:
