@@ -20,7 +20,7 @@ from encoders_core.hardware_threads import configure_threads
 from encoders_core.models.packed_linear import packing_obstacle
 from encoders_core.optimization import OptimizationReport, precision_obstacle
 from encoders_core.options import check_options
-from encoders_core.packing import pack_linears
+from encoders_core.packing import pack
 from encoders_core.quantization import to_int8
 
 DeviceType = Literal["auto", "cpu", "gpu", "tpu"]
@@ -106,7 +106,7 @@ def optimize_for_device(
 ) -> AnyEncoder:
     """A copy of the encoder, with the same weights in the same memory, changed as `config` says; its `optimization` says what came of it.
 
-    channels_last, packing (linear layers through oneDNN, see `PackedLinear`), int8, OpenVINO, and bfloat16 on a CPU are kept
+    channels_last, packing (layers through oneDNN, see `PackedLinear`, `PackedEfficientNetLite`), int8, OpenVINO, and bfloat16 on a CPU are kept
     only where they are measured to be 1.05 times as fast, on random input, and every feature keeps a cosine of 0.99. Packing,
     int8 and OpenVINO are three ways to do the same work: the fastest stays. "threading" acts on the whole process: one thread, see
     `hardware_threads`. Measuring takes about `time_budget_s` for each. Raises OptionError that names the valid options,
@@ -163,8 +163,10 @@ def sample_input(encoder: Any) -> Any:
     def floats(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(encoder.device, encoder.dtype)
 
-    if "image" in encoder.modalities:
+    if "image" in encoder.modalities and hasattr(encoder, "config"):
         return floats(2, encoder.config.in_chans, *encoder.config.img_size)
+    if "image" in encoder.modalities:
+        return floats(2, len(encoder.transform.mean), *encoder.transform.size_hw)
     if "video" in encoder.modalities:
         model = encoder.tower.model.config
         frames = getattr(model, "num_frames", min(2, encoder.config.max_frames))
@@ -256,7 +258,7 @@ def _apply_kernels(
     if packing is not None:
         compute = torch.bfloat16 if packing == "bfloat16" else torch.float32
         obstacles["packing"] = "packing is for the CPU" if plain.device.type != "cpu" else packing_obstacle(compute)
-        changes["packing"] = partial(pack_linears, compute=compute)
+        changes["packing"] = partial(pack, compute=compute)
     if options.get("quantization") == "int8":
         obstacles["quantization"] = "int8 is for encoders on the CPU" if plain.device.type != "cpu" else None
         changes["quantization"] = to_int8

@@ -1,11 +1,18 @@
-"""Put PackedLinear in the place of an encoder's linear layers, with the activation of a feed-forward inside."""
+"""Layers of an encoder through oneDNN with weights laid out for it: PackedLinear, and the folded EfficientNet-Lite0."""
 
 import torch
 from torch import nn
 
 from encoders_core.models.eager_linear import Linear
+from encoders_core.models.efficientnet_packed import pack_convolutions
 from encoders_core.models.layers import Mlp
 from encoders_core.models.packed_linear import PackedLinear, fusible
+
+
+def pack(module: nn.Module, *, compute: torch.dtype = torch.float32) -> int:
+    """`pack_linears`, and in float32 the convolutions of an EfficientNet-Lite0 too, in place; how many layers."""
+    convolutions = pack_convolutions(module) if compute == torch.float32 else 0
+    return convolutions + pack_linears(module, compute=compute)
 
 
 def pack_linears(module: nn.Module, *, compute: torch.dtype = torch.float32) -> int:

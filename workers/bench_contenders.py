@@ -13,9 +13,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from encoders_core.hardware import optimize_for_hardware
+from encoders_core.hardware import AnyEncoder, optimize_for_hardware
 from encoders_core.models.efficientnet_lite import EfficientNetLite, fold
 from encoders_core.packing import pack_linears
+from encoders_core.text_encoder import TextEncoder
 from encoders_core.vision_encoder import VisionEncoder
 from encoders_core.weights.packaged import EFFICIENTNET_LITE0, load_packaged
 
@@ -84,10 +85,7 @@ def _vit(name: str, folder: Path) -> Contest:
     packed = copy.deepcopy(encoder.model)
     made.notes["camvec packed"] = f"float32, {pack_linears(packed)} linear layers through oneDNN"
     made.enter("camvec packed", lambda: lambda: _tensor(packed(x)))
-    threads = torch.get_num_threads()
-    auto = optimize_for_hardware(encoder)
-    torch.set_num_threads(threads)  # "auto" sets one thread for the process; the contenders have the same number
-    made.notes["camvec auto"] = "; ".join(f"{option}: {how}" for option, how in _choices(auto).items()) or "as it was"
+    auto = _auto(made, encoder)
     made.enter("camvec auto", lambda: lambda: _tensor(auto.model(x)))
     _exported(made, encoder.model, x, folder)
     return made
@@ -104,8 +102,28 @@ def _efficientnet(folder: Path) -> Contest:
     folded = fold(plain, (224, 224))
     made.notes["camvec"] = f"folded, {'packed for oneDNN' if folded.packed else 'not packed'}: what ships"
     made.enter("camvec", lambda: lambda: folded(x))
+    made.enter("camvec auto", lambda: _auto_efficientnet(made, plain, x))
     _exported(made, features, x, folder)
     return made
+
+
+def _auto_efficientnet(made: Contest, plain: EfficientNetLite, x: Tensor) -> Run:
+    """The features inside what `optimize_for_hardware` makes of the encoder that has this network."""
+    from encoders_core.search.bridge import ClassNameBridge
+
+    encoder = ClassNameBridge(class_vectors=torch.eye(1000, TextEncoder.from_pretrained().output_dim))
+    encoder.network = plain
+    auto = _auto(made, encoder)
+    return lambda: auto.network.forward_features(x)
+
+
+def _auto(made: Contest, encoder: AnyEncoder) -> AnyEncoder:
+    """`optimize_for_hardware`, and a note of what it chose."""
+    threads = torch.get_num_threads()
+    auto = optimize_for_hardware(encoder)
+    torch.set_num_threads(threads)  # "auto" sets one thread for the process; the contenders have the same number
+    made.notes["camvec auto"] = "; ".join(f"{option}: {how}" for option, how in _choices(auto).items()) or "as it was"
+    return auto
 
 
 class _FeaturesOf(nn.Module):

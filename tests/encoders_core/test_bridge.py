@@ -1,5 +1,6 @@
 """The bridge over class names: what it knows, and that published vectors give what pictures give."""
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
+from encoders_core import hardware
 from encoders_core.data.imagenet_classes import imagenet_class_kinds, imagenet_class_names
 from encoders_core.errors import InputError, OptionError, WeightsNotFoundError
+from encoders_core.hardware import Comparison, optimize_for_hardware, sample_input
 from encoders_core.multimodal_search import MultimodalSearchEncoder
 from encoders_core.realtime.frame_encoder import load_frame_encoder
 from encoders_core.search.bridge import ClassNameBridge, class_texts, name_classes
@@ -43,6 +47,45 @@ def pictures(count: int = 3) -> NDArray[np.uint8]:
 
 def logits_of(*names: str) -> Tensor:
     return torch.stack([10.0 * torch.eye(1000)[imagenet_class_names().index(name)] for name in names])
+
+
+@pytest.mark.parametrize("option", ["packing", "backend"])
+def test_its_network_may_run_packed_or_through_openvino(
+    bridge: ClassNameBridge, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if option == "backend":
+        pytest.importorskip("openvino", reason="the backend needs: pip install 'camvec[openvino]'")
+    monkeypatch.setattr(hardware, "compare", lambda *_: Comparison(2.0, 1.0))
+    optimized = bridge.optimize_for_device({option: {"packing": "float32", "backend": "openvino"}[option]})
+    assert optimized.optimization is not None
+    assert option in optimized.optimization.applied
+    x = sample_input(bridge)
+    with torch.no_grad():
+        got, expected = optimized.network.forward_features(x), bridge.network.forward_features(x)
+        assert not torch.equal(got, expected)
+        assert F.cosine_similarity(got, expected).min() > (0.99999 if option == "packing" else 0.999)
+        smaller = torch.randn(1, 3, 96, 96)
+        found = [one.network.forward_features(smaller) for one in (optimized, bridge)]
+        assert torch.equal(*found), "other sizes are torch's"
+    again = copy.deepcopy(optimized)
+    with torch.no_grad():
+        again.network._conv_head.weight.neg_()
+        moved, plain = again.network.forward_features(x), copy.deepcopy(bridge)
+        plain.network._conv_head.weight.neg_()
+        assert F.cosine_similarity(moved, plain.network.forward_features(x)).min() > 0.999, "weights are watched"
+    assert F.cosine_similarity(again.network.forward_features(x), moved).min() > 0.999, "with gradients it is torch's"
+
+
+def test_bridge_gets_what_helps_on_this_cpu(bridge: ClassNameBridge) -> None:
+    threads = torch.get_num_threads()
+    try:
+        optimized = optimize_for_hardware(bridge)
+    finally:
+        torch.set_num_threads(threads)
+    report = optimized.optimization
+    assert report is not None
+    assert {"packing", "quantization", "backend"} <= report.applied.keys() | report.not_applied.keys()
+    assert F.cosine_similarity(optimized(sample_input(bridge)), bridge(sample_input(bridge))).min() > 0.99
 
 
 def test_there_are_a_thousand_names_in_the_known_order() -> None:
