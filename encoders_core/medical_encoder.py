@@ -185,7 +185,7 @@ class MedicalEncoder(VisionEncoder):
         features = self.model.forward_head(tokens)
         scales = self._scales(x, features) if self.settings.multi_scale_features else None
         attention = None if seen is None else rollout_map(seen.rollout, grid_hw, prefix)
-        sizes = [source.size_hw for source in prepared.sources]
+        sizes = [(source.size_hw, source.square_hw) for source in prepared.sources]
         found = None
         if finds and attention is not None:
             found = region_tensors(attention, patch, self._sizing(x), sizes)

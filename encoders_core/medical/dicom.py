@@ -3,6 +3,7 @@
 Only the elements below are read from a file or copied from a dataset; errors quote none of their values.
 """
 
+import dataclasses
 import logging
 import os
 import warnings
@@ -24,6 +25,7 @@ Value = TypeVar("Value")
 _PYDICOM: Final = "reading DICOM needs pydicom: pip install 'camvec[medical]' (or: pip install pydicom)"
 _KEPT: Final = (
     *("Modality", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames"),
+    *("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"),
     *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit"),
@@ -35,6 +37,8 @@ _KEPT: Final = (
 )
 _MOST_SAMPLES: Final = 2**28
 """Of a frame: the largest mammograms and slides have a quarter of it; a few bytes of JPEG 2000 can claim more."""
+_MOST_STRETCHED: Final = 20.0
+"""Thick slices seen from the side have pixels ten times as high as wide; more is a damaged header."""
 _DECODERS: Final = "pip install python-gdcm, pyjpegls or another plugin of pydicom"
 
 
@@ -47,11 +51,19 @@ class Picture:
     """The window that came with it."""
     inverted: bool = False
     """Whether low values are bright (MONOCHROME1)."""
+    pixel_height: float = 1.0
+    """Of one pixel, over its width."""
 
     @property
     def size_hw(self) -> tuple[int, int]:
         """Rows and columns."""
         return self.values.shape[0], self.values.shape[1]
+
+    @property
+    def square_hw(self) -> tuple[int, int]:
+        """Rows and columns of the same picture with square pixels, of the finer of its two spacings."""
+        rows, columns = self.size_hw
+        return round(rows * max(1.0, self.pixel_height)), round(columns * max(1.0, 1 / self.pixel_height))
 
     def __repr__(self) -> str:
         return f"Picture({self.values.shape}, inverted={self.inverted})"
@@ -83,7 +95,7 @@ class DicomImage:
         """One frame, from 0. Raises InputError where it cannot be decoded or is no picture."""
         if not 0 <= index < self.frame_count:
             raise InputError(f"frame: expected 0 to {self.frame_count - 1}, got {index}")
-        picture = self._picture(self._stored(index), index)
+        picture = dataclasses.replace(self._picture(self._stored(index), index), pixel_height=self._pixel_height(index))
         if not np.isfinite(picture.values).all():
             raise InputError("its values are not all finite")
         return picture
@@ -154,6 +166,20 @@ class DicomImage:
         if center is None or width is None:
             return None
         return Window(center, width, group.get("VOILUTFunction") or "LINEAR")
+
+    def _pixel_height(self, index: int) -> float:
+        """Distance of the rows over that of the columns, as the frame says it; 1 where nothing can be made of it."""
+        measures = self._group(index, "PixelMeasuresSequence").get("PixelSpacing")
+        said = (self._data.get(name) for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"))
+        pair = next((one for one in (measures, *said, self._data.get("PixelAspectRatio")) if one), (1, 1))
+        try:
+            ratio = float(pair[0]) / float(pair[1])
+        except (TypeError, ValueError, ZeroDivisionError, IndexError):
+            ratio = 0.0
+        if 1 / _MOST_STRETCHED <= ratio <= _MOST_STRETCHED:
+            return ratio
+        logger.warning("a DICOM picture is taken to have square pixels: its header says sizes that no pixel has")
+        return 1.0
 
     def _table(self, item: Any, *, unit: bool) -> Table:
         count, first, bits = (int(value) for value in item.LUTDescriptor)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from encoders_core.errors import InputError, OptionError
+from encoders_core.image_transform import resize_values
 from encoders_core.medical.dicom import Picture
 from encoders_core.medical.options import MedicalSettings, NormalizeMethod
 from encoders_core.medical.windows import Floats, ToGrey, Window, full_range
@@ -65,6 +66,13 @@ def normalised(unit: Floats, method: NormalizeMethod) -> Floats:
     return unit
 
 
+def with_square_pixels(picture: Tensor, square_hw: tuple[int, int]) -> Tensor:
+    """(C, H, W) float32 -> (C, h, w): the axis with the larger spacing is interpolated, so that nothing is lost."""
+    if picture.shape[1:] == square_hw:
+        return picture
+    return resize_values(picture[None], square_hw, "bilinear")[0]
+
+
 def ready(
     picture: Picture,
     settings: MedicalSettings,
@@ -73,13 +81,13 @@ def ready(
     enhance_contrast: bool,
     window: tuple[float, float] | None,
 ) -> Tensor:
-    """(C, H, W) float32 at the picture's own size: all steps, in the order in which they stand above."""
+    """(C, H, W) float32, `square_hw` of the picture: all steps, in the order in which they stand above."""
     unit = to_unit(picture, windowed=settings.window_level_adjustment, window=window)
     if settings.noise_reduction is not None:
         unit = without_noise(unit)
     if enhance_contrast:
         unit = with_contrast(unit)
-    return _channels(normalised(unit, settings.normalize_method), channels)
+    return with_square_pixels(_channels(normalised(unit, settings.normalize_method), channels), picture.square_hw)
 
 
 def _channels(values: Floats, channels: int) -> Tensor:

@@ -24,6 +24,8 @@ class Source(NamedTuple):
     picture: int
     frame: int
     size_hw: tuple[int, int]
+    square_hw: tuple[int, int]
+    """Its size with square pixels, which is what the transform saw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ def read_frames(
         if settings.normalize_method != "z_score":  # which takes the place of the model's own mean and deviation
             resized = dataclasses.replace(transform, scale=1.0, offset=0.0).normalize(resized)
         rows.append(resized[0])
-        sources.append(Source(frame.place, frame.index, picture.size_hw))
+        sources.append(Source(frame.place, frame.index, picture.size_hw, picture.square_hw))
     return torch.stack(rows) if rows else torch.empty(0, channels, *transform.size_hw), tuple(sources)
 
 
@@ -80,5 +82,6 @@ def read_model_input(frames: Sequence[Frame], reading: Reading) -> tuple[Tensor,
     if len({row.shape for row in rows}) != 1:
         raise InputError(f"expected model input of one size, got {sorted({tuple(row.shape) for row in rows})}")
     x = torch.stack(rows)
-    sources = tuple(Source(frame.place, frame.index, (x.shape[2], x.shape[3])) for frame in frames)
+    size_hw = (x.shape[2], x.shape[3])
+    sources = tuple(Source(frame.place, frame.index, size_hw, size_hw) for frame in frames)
     return x.flip(1) if reading.channel_order == "bgr" else x, sources

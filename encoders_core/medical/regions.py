@@ -12,6 +12,7 @@ from encoders_core.image_transform import ImageTransform
 from encoders_core.medical.pixels import opencv
 from encoders_core.results import rollout_step
 
+HW = tuple[int, int]
 MOST_REGIONS = 8
 """The strongest ones are kept."""
 
@@ -45,12 +46,17 @@ class Rollout(list[Tensor]):
 
 
 def region_tensors(
-    attention: Tensor, patch: int, transform: ImageTransform, sizes_hw: Sequence[tuple[int, int]]
+    attention: Tensor, patch: int, transform: ImageTransform, sizes: Sequence[tuple[HW, HW]]
 ) -> tuple[Tensor, Tensor]:
-    """Maps (B, h, w) -> boxes (B, R, 4) in pixels of the pictures, which had these sizes, and scores (B, R)."""
-    boxes, scores = torch.zeros(len(sizes_hw), MOST_REGIONS, 4), torch.zeros(len(sizes_hw), MOST_REGIONS)
-    for row, (found, hw) in enumerate(zip(map(find_regions, attention), sizes_hw, strict=True)):
-        placed = [(to_picture(region[:4], patch, transform, hw), region[4]) for region in found]
+    """Maps (B, h, w) -> boxes (B, R, 4) in pixels of the pictures and scores (B, R).
+
+    `sizes`: of each picture, and what it was with square pixels, as `transform` saw it.
+    """
+    boxes, scores = torch.zeros(len(sizes), MOST_REGIONS, 4), torch.zeros(len(sizes), MOST_REGIONS)
+    for row, (found, (own, seen)) in enumerate(zip(map(find_regions, attention), sizes, strict=True)):
+        across, down = own[1] / seen[1], own[0] / seen[0]
+        squares = [(to_picture(region[:4], patch, transform, seen), region[4]) for region in found]
+        placed = [((x0 * across, y0 * down, x1 * across, y1 * down), score) for (x0, y0, x1, y1), score in squares]
         inside = [(box, score) for box, score in placed if box[0] < box[2] and box[1] < box[3]]  # not in the padding
         for place, (box, score) in enumerate(inside):
             boxes[row, place], scores[row, place] = torch.tensor(box), score

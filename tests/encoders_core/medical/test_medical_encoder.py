@@ -149,6 +149,65 @@ def test_pictures_keep_their_proportions() -> None:
     assert (x[..., -8:, :] == -1).all(), "black below"
 
 
+def disc(rows: int, **elements: Any) -> Any:
+    """A dataset of 40 columns and `rows` rows; with square millimetres a disc fills it."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    y, x = np.meshgrid((np.arange(rows) + 0.5) * 40 / rows - 20, np.arange(40) - 19.5, indexing="ij")
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0
+    dataset.Rows, dataset.Columns, dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = rows, 40, 16, 12, 11
+    dataset.PixelData = (1000 * (np.hypot(x, y) < 15)).astype("<u2").tobytes()
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def with_measures(spacing: list[float]) -> Any:
+    measures, group = pydicom.Dataset(), pydicom.Dataset()
+    measures.PixelSpacing = spacing
+    group.PixelMeasuresSequence = pydicom.Sequence([measures])
+    return pydicom.Sequence([group])
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"PixelSpacing": [0.5, 0.25]},
+        {"ImagerPixelSpacing": [2, 1]},
+        {"PixelAspectRatio": [2, 1]},
+        {"PixelSpacing": [0.5, 0.25], "PixelAspectRatio": [1, 1]},
+        {"SharedFunctionalGroupsSequence": with_measures([3, 1.5])},
+    ],
+)
+def test_pixels_that_are_not_square_are_made_so(elements: dict[str, Any]) -> None:
+    encoder = make({"preprocessing": {"normalize_method": "min_max"}})
+    square, flat, said = (encoder.preprocess(one) for one in (disc(40), disc(20), disc(20, **elements)))
+    assert (said - square).abs().mean() < 0.1
+    assert (flat - square).abs().mean() > 0.3
+    wide = encoder.preprocess(disc(80, PixelSpacing=[0.5, 1]))
+    assert (wide - square).abs().mean() < 0.1
+
+
+def test_regions_are_told_in_the_files_own_pixels() -> None:
+    encoder = with_option("architecture", "region_of_interest_detection", value=True)
+    square, tall = (encoder.encode(one) for one in (disc(40), disc(20, PixelSpacing=[2, 1])))
+    assert tall.region_boxes is not None
+    assert square.region_boxes is not None
+    torch.testing.assert_close(tall.region_boxes * torch.tensor([1.0, 2.0, 1.0, 2.0]), square.region_boxes)
+    assert tall.region_boxes.any()
+
+
+@pytest.mark.parametrize("spacing", [[0, 1], [1, 0], [-1, 1], [1, 1000], [1]])
+def test_spacing_that_no_pixel_has_is_said_and_left(spacing: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    encoder = make()
+    assert torch.equal(encoder.preprocess(disc(20, PixelSpacing=spacing)), encoder.preprocess(disc(20)))
+    assert "square pixels" in caplog.text
+
+
 # --- architecture ------------------------------------------------------------------------------------------------
 
 

@@ -134,7 +134,9 @@ def test_a_box_encloses_what_was_bright_there(fit: str) -> None:
 def test_what_lies_in_the_padding_is_no_region() -> None:
     grid = torch.full((4, 4), 0.01)
     grid[0, 0] = 0.5  # above a picture twice as wide as high
-    boxes, scores = region_tensors(grid[None], 8, ImageTransform(size_hw=(32, 32), fit="letterbox"), [(50, 100)])
+    boxes, scores = region_tensors(
+        grid[None], 8, ImageTransform(size_hw=(32, 32), fit="letterbox"), [((50, 100), (50, 100))]
+    )
     assert not scores.any()
     assert not boxes.any()
 
