@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders_core.config import QUALITY_TARGETS, GateConfig
+from encoders_core.draining import drain
 from encoders_core.hardware_threads import configure_threads
 from encoders_core.realtime.frame_encoder import FrameEncoder, load_frame_encoder
 from encoders_core.realtime.frame_gate import FrameGate
@@ -38,12 +39,7 @@ def decode(path: Path, size_hw: tuple[int, int]) -> Iterator[tuple[int, NDArray[
 
 
 def encode(encoder: FrameEncoder, frame: NDArray[np.uint8]) -> Vectors:
-    steps = encoder.encode([encoder.plan(encoder.new_state(), frame)])
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return np.asarray(done.value[0])
+    return np.asarray(drain(encoder.encode([encoder.plan(encoder.new_state(), frame)]))[0])
 
 
 class Clip:

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from encoders_core.draining import drain
 from encoders_core.hardware_threads import configure_threads
 from encoders_core.realtime.frame_encoder import FrameEncoder, load_frame_encoder
 from streaming.errors import ConfigError, SourceError
 from streaming.sources import SourceConfig, open_source
 from streaming.sources.convert import convert
-from workers.encoding import drain, frame_spec_of
+from workers.encoding import frame_spec_of
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 VIDEOS = frozenset({".mp4", ".mkv", ".avi", ".mov", ".webm", ".ts", ".264", ".265", ".h264", ".h265", ".m4v", ".nut"})

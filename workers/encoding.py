@@ -3,13 +3,12 @@
 import hashlib
 import statistics
 import time
-from collections.abc import Generator
-from typing import TypeVar
 
 import msgspec
 import numpy as np
 
 from encoders_core.config import QUALITY_TARGETS, AuditConfig, GateConfig, TemporalConfig
+from encoders_core.draining import drain
 from encoders_core.preprocessing import InputSpec
 from encoders_core.realtime.fidelity import Fidelity
 from encoders_core.realtime.frame_encoder import (
@@ -24,23 +23,12 @@ from streaming.config import Config
 from streaming.frames import FrameSpec
 from streaming.records import FidelityRecord, ModelDescriptor
 
-T = TypeVar("T")
 _PROFILE_PASSES = 7
 
 
 def frame_spec_of(spec: InputSpec) -> FrameSpec:
     """The picture that capture has to deliver for a model."""
     return FrameSpec(size_hw=spec.size_hw, fit=spec.fit, scaler=spec.scaler)
-
-
-def drain(steps: Generator[None, None, T]) -> T:
-    """Run a resumable pass to its end and return what it returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            result: T = done.value
-            return result
 
 
 def full_pass_ms(encoder: FrameEncoder) -> float:

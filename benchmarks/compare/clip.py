@@ -11,13 +11,14 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders_core.draining import drain
 from encoders_core.hardware_threads import configure_threads
 from encoders_core.realtime.frame_encoder import load_frame_encoder
 from streaming.sources.convert import convert
 from streaming.sources.scene import Scene, SceneParams
 from streaming.sources.strip import read_time_code
 from streaming.sources.timecode import STRIP_PX, write_strip
-from workers.encoding import drain, frame_spec_of
+from workers.encoding import frame_spec_of
 
 KEYFRAME_S = 2
 

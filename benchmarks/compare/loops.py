@@ -18,11 +18,11 @@ import paho.mqtt.client as mqtt
 import torch
 from numpy.typing import NDArray
 
+from encoders_core.draining import drain
 from encoders_core.models.efficientnet_lite import EfficientNetLite
 from encoders_core.realtime.frame_encoder import load_frame_encoder
 from encoders_core.weights.packaged import EFFICIENTNET_LITE0, load_packaged
 from streaming.sources.timecode import STRIP_PX, read_strip
-from workers.encoding import drain
 
 Picture = NDArray[np.uint8]
 Encode = Callable[[Picture], NDArray[np.float32]]

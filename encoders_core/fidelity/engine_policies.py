@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from encoders_core.fidelity.frame_policies import drain
+from encoders_core.draining import drain
 from encoders_core.fidelity.policy import MLP, PROJECTION, QKV, Frame, Step
 from encoders_core.fidelity.reference_policies import PatchWatch, Selector, Site
 from encoders_core.fidelity.subject import DenseVitEncoder

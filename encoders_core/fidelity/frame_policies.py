@@ -1,30 +1,16 @@
 """Policies that see a whole frame at a time: encode it, hold it, or encode a smaller one. They serve any frame encoder."""
 
-from collections.abc import Generator
-from typing import TypeVar
-
 import numpy as np
 from numpy.typing import NDArray
 
 from encoders_core.config import GateConfig
+from encoders_core.draining import drain
 from encoders_core.errors import OptionError
 from encoders_core.fidelity.policy import LINEAR, Frame, Step
 from encoders_core.fidelity.subject import DenseVitEncoder, Subject
 from encoders_core.realtime.frame_encoder import FrameEncoder, ScalableFrameEncoder
 from encoders_core.realtime.frame_gate import FrameGate
 from encoders_core.realtime.intake import shrink_frame
-
-T = TypeVar("T")
-
-
-def drain(steps: Generator[None, None, T]) -> T:
-    """Run a resumable pass to its end and return what it returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            result: T = done.value
-            return result
 
 
 class Plain:

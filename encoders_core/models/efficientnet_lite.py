@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from encoders_core.draining import drain
+
 FEATURES: Final = 1280
 _BN_EPS: Final = 1e-3
 
@@ -211,13 +213,7 @@ class FoldedEfficientNetLite:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) float32, normalised -> (B, 1280) float32, in one go."""
-        steps = self.forward_steps(x)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as done:
-                features: Tensor = done.value
-                return features
+        return drain(self.forward_steps(x))
 
 
 def fold(plain: EfficientNetLite, size_hw: tuple[int, int]) -> FoldedEfficientNetLite:

@@ -1,10 +1,10 @@
-from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from encoders_core.draining import drain
 from encoders_core.errors import OptionError
 from encoders_core.models.efficientnet_lite import EfficientNetLite
 from encoders_core.preprocessing import InputSpec
@@ -30,14 +30,6 @@ def frames(count: int) -> list[np.ndarray]:
 
 def encode(encoder: FrameEncoder, pictures: list[np.ndarray]) -> np.ndarray:
     return drain(encoder.encode([encoder.plan(encoder.new_state(), picture) for picture in pictures]))
-
-
-def drain(steps: Generator[None, None, np.ndarray]) -> np.ndarray:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return np.asarray(done.value)
 
 
 def test_features_equal_the_plain_network(encoder: FrameEncoder) -> None:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 
+from encoders_core.draining import drain
 from encoders_core.errors import OptionError
 from encoders_core.models.vit import VisionTransformer
 from encoders_core.packing import pack_linears
@@ -20,7 +21,6 @@ from tests.encoders_core.realtime.tiny_vits import (
     SPEC,
     Frame,
     distance,
-    drain,
     redrawn,
     scene,
     tiny_vit,

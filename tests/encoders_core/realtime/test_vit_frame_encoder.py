@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from encoders_core.draining import drain
 from encoders_core.errors import EncoderError, InputError, OptionError, WeightsError
 from encoders_core.preprocessing import InputSpec
 from encoders_core.realtime import vit_frame_encoder as module
@@ -24,7 +25,6 @@ from tests.encoders_core.realtime.tiny_vits import (
     SHAPE,
     SIZE,
     distance,
-    drain,
     plain,
     redrawn,
     scene,

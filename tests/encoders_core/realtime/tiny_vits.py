@@ -1,7 +1,6 @@
 """Small ViTs of every family whose random weights do something, and moving pictures for them."""
 
-from collections.abc import Generator
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from encoders_core.draining import drain
 from encoders_core.models.layers import LayerScale
 from encoders_core.models.vit import VisionTransformer, VitConfig
 from encoders_core.preprocessing import InputSpec, normalise
@@ -27,17 +27,7 @@ FAMILIES: Final[dict[str, dict[str, Any]]] = {
     "DINOv2": {"reg_tokens": 4, "no_embed_class": True, "init_values": 1.0, "swiglu": True},
 }
 
-T = TypeVar("T")
 Frame = NDArray[np.uint8]
-
-
-def drain(steps: Generator[None, None, T]) -> T:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            result: T = done.value
-            return result
 
 
 def tiny_vit(family: str = "timm, class token", *, seed: int = 0, **changes: Any) -> VisionTransformer:
