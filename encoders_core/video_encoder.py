@@ -3,30 +3,28 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
-import torch.nn.functional as F  # noqa: N812  the field's own name for it
 from torch import Tensor, nn
 
-from encoders_core.encoder import Encoder, Vectors, as_output, random_from
+from encoders_core.encoder import Vectors, as_output, random_from
 from encoders_core.errors import InputError, OptionError
 from encoders_core.image_transform import ImageTransform
 from encoders_core.images import ChannelOrder, ValueRange
 from encoders_core.models.eager_linear import lay_out
-from encoders_core.models.frame_tower import ClipTower, FrameTower, Steps
-from encoders_core.models.temporal_heads import SequenceHead
-from encoders_core.models.temporal_pooling import TemporalPool, check_mask
+from encoders_core.models.frame_tower import ClipTower, FrameTower
 from encoders_core.models.vit import VisionTransformer, VitConfig
 from encoders_core.options import refuse_unknown
-from encoders_core.video.clips import Clip, ClipReading, as_clips, is_single, masks_of, read_clip, unit_pixels
+from encoders_core.video.clips import ClipReading, as_clips, is_single, masks_of, read_clip, unit_pixels
 from encoders_core.video.loading import OWN, VideoParts, open_parts
-from encoders_core.video.motion import difference_motion, flow_motion, step_motion
-from encoders_core.video.options import TemporalAggregation, VideoConfig, changed, check_aggregation, frame_config
-from encoders_core.video.result import NO_FRAME, VideoResult
+from encoders_core.video.motion import flow_motion
+from encoders_core.video.network import ClipNetwork, temporal_model
+from encoders_core.video.options import TemporalAggregation, changed, check_aggregation, frame_config
+from encoders_core.video.result import VideoResult
 from encoders_core.vision_encoder import VisionEncoder
 from encoders_core.weights.files import load_strictly, write_tensors
 from encoders_core.weights.hub import locate
@@ -43,7 +41,7 @@ _ENCODE_VIDEO_WORDS: Final = (
 )
 
 
-class VideoEncoder(Encoder):
+class VideoEncoder(ClipNetwork):
     """Clips -> vectors of `output_dim`.
 
     Built by its constructor it is a ViT on every frame, a temporal transformer over the frames, and a pooling over time,
@@ -53,17 +51,6 @@ class VideoEncoder(Encoder):
     clips are encoded as the mean of their frames until it is trained. Clips longer than `max_frames` are sampled; `fps`
     is what clips that say their rate are brought to.
     """
-
-    modalities: ClassVar[tuple[str, ...]] = ("video",)
-    tower: FrameTower | ClipTower
-    temporal: SequenceHead | None
-    pool: TemporalPool
-    head: nn.Module
-    transform: ImageTransform
-    """Preprocessing of each frame; replace it to change it."""
-    config: VideoConfig
-    enable_preprocessing: bool
-    seed: int | None
 
     def __init__(
         self,
@@ -105,7 +92,7 @@ class VideoEncoder(Encoder):
                 output_dim=output_dim,
                 trained=False,
             )
-            _furnish(self, parts, enable_preprocessing, seed)
+            self.furnish(parts, enable_preprocessing=enable_preprocessing, seed=seed)
         self.to(device=device, dtype=dtype)
         logger.warning("VideoEncoder: the weights are random; its features mean nothing until trained or loaded")
 
@@ -134,7 +121,7 @@ class VideoEncoder(Encoder):
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         with random_from(seed):
-            _furnish(made, parts, encoder.enable_preprocessing, seed)
+            made.furnish(parts, enable_preprocessing=encoder.enable_preprocessing, seed=seed)
         if temporal_layers:
             logger.info("VideoEncoder: the temporal model is untrained; clips are encoded as the mean of their frames")
         return made.to(device=encoder.device, dtype=encoder.dtype)
@@ -176,7 +163,7 @@ class VideoEncoder(Encoder):
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         with torch.device("meta" if parts.tensors else "cpu"):
-            _furnish(made, parts, enable_preprocessing)
+            made.furnish(parts, enable_preprocessing=enable_preprocessing)
         if parts.tensors:
             load_strictly(made, parts.tensors, source=str(path), family="camvec video", dtype=dtype)
             lay_out(made)
@@ -204,17 +191,6 @@ class VideoEncoder(Encoder):
         }
         write_config(Path(directory), content, self.transform)
         write_tensors(self.state_dict(), Path(directory) / "model.safetensors")
-
-    @property
-    def output_dim(self) -> int:
-        """Width of the features."""
-        return self.head.out_features if isinstance(self.head, nn.Linear) else self.tower.dim
-
-    def forward(
-        self, x: Tensor, mask: Tensor | None = None, temporal_aggregation: TemporalAggregation | None = None
-    ) -> Tensor:
-        """(B, T, C, H, W) normalised, `mask` (B, T) True where a frame counts -> (B, output_dim); gradients pass."""
-        return self._run(x, mask, temporal_aggregation).features
 
     def encode(
         self,
@@ -249,7 +225,7 @@ class VideoEncoder(Encoder):
         def encode_rows(rows: slice) -> VideoResult:
             pairs = zip(clips[rows], masks[rows], strict=True)
             read = [read_clip(clip, how, mask=mask, source_fps=source_fps) for clip, mask in pairs]
-            part = self._encode_clips(
+            part = self.encode_clips(
                 read, temporal_aggregation, attention=return_temporal_attention, layers=return_layer_attention
             )
             return part if return_frame_features else dataclasses.replace(part, frame_features=None)
@@ -281,7 +257,7 @@ class VideoEncoder(Encoder):
 
         def embed(batch: list[Any]) -> Tensor:
             read = [read_clip(clip, how, source_fps=source_fps) for clip in batch]
-            return self._encode_clips(read, temporal_aggregation).features
+            return self.encode_clips(read, temporal_aggregation).features
 
         vectors = self.embed_all(as_clips(videos), embed, batch_size=batch_size, show_progress_bar=show_progress_bar)
         return as_output(
@@ -305,34 +281,20 @@ class VideoEncoder(Encoder):
         """
         heads = self.tower.model.config.num_heads
         new, interpolation = changed(self.config, config, width=self.tower.dim, num_heads=heads)
-        check_aggregation(new.pooling, token=self._gives_token)
+        check_aggregation(new.pooling, token=self.gives_token)
         if new.optical_flow:
             flow_motion(torch.zeros(2, 16, 16))  # OptionError now rather than at the first clip
         if new.temporal != self.config.temporal:
             if self.trained and self.temporal is not None:
                 logger.warning("the new temporal model is untrained: clips are encoded as the mean of their frames")
             with random_from(self.seed):
-                self.temporal = _head(self.tower, new)
+                self.temporal = temporal_model(self.tower, new)
             self.temporal = None if self.temporal is None else self.temporal.to(self.device, self.dtype)
             lay_out(self)
             self.train(self.training)
         if interpolation is not None:
             self.transform = dataclasses.replace(self.transform, interpolation=interpolation)
         self.config = new
-
-    def preprocess(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
-        """Clips -> normalised (B, T, C, H, W) and (B, T) True where a frame is one, padded behind with zeros."""
-        options: dict[str, Any] = {"enabled": self.enable_preprocessing, "noun": "frames"}
-        ready = [self.transform.model_input(clip.frames, **options) for clip in clips]
-        if len({one.shape[1:] for one in ready}) > 1:
-            raise InputError(
-                f"expected frames of one size in a batch, got {sorted({tuple(x.shape[1:]) for x in ready})}"
-            )
-        longest = max(one.shape[0] for one in ready)
-        batch = torch.stack([F.pad(one, (0, 0, 0, 0, 0, 0, 0, longest - one.shape[0])) for one in ready])
-        lengths = torch.tensor([one.shape[0] for one in ready])
-        mask = torch.arange(longest)[None] < lengths[:, None]
-        return batch.to(self.device, self.dtype), mask.to(self.device)
 
     def _reading(self, channel_order: ChannelOrder, value_range: ValueRange) -> ClipReading:
         return ClipReading(
@@ -345,79 +307,3 @@ class VideoEncoder(Encoder):
             value_range=value_range,
             unit=partial(unit_pixels, transform=self.transform),
         )
-
-    def _encode_clips(
-        self,
-        clips: Sequence[Clip],
-        aggregation: TemporalAggregation | None,
-        *,
-        attention: bool = False,
-        layers: bool = False,
-    ) -> VideoResult:
-        x, mask = self.preprocess(clips)
-        result = self._run(x, None if bool(mask.all()) else mask, aggregation, attention=attention, layers=layers)
-        indices = torch.full(mask.shape, NO_FRAME)
-        for row, clip in enumerate(clips):
-            indices[row, : len(clip.indices)] = torch.tensor(clip.indices)
-        return dataclasses.replace(result, frame_indices=indices, features=result.features.float())
-
-    def _run(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        aggregation: TemporalAggregation | None,
-        *,
-        attention: bool = False,
-        layers: bool = False,
-    ) -> VideoResult:
-        """The whole computation on model input (B, T, C, H, W)."""
-        if x.ndim != 5:
-            raise InputError(f"expected clips (B, T, C, H, W), got {tuple(x.shape)}")
-        if mask is not None:
-            check_mask(mask)
-        how = check_aggregation(aggregation or self.config.pooling, token=self._gives_token, attention=attention)
-        wants_maps = self.temporal is not None and self.temporal.map_dim is not None
-        steps: Steps = self.tower(x, mask, maps=wants_maps)
-        counts = torch.ones(steps.features.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
-        motion = None
-        if self.config.measures_motion:
-            measure = flow_motion if self.config.optical_flow else difference_motion
-            motion = step_motion(x, counts, self.tower.tubelet_size, self.transform, measure)
-        weights: list[Tensor] | None = [] if layers else None
-        sequence = steps.features
-        if self.temporal is not None:
-            sequence = self.temporal(sequence, mask, steps.maps, weights)
-        if how == "cls_token" and steps.token is not None:
-            pooled, attended = steps.token, None
-        else:
-            drawn = motion if self.config.motion_attention else None
-            pooled, attended = self.pool(sequence, counts, how, drawn)
-        return VideoResult(
-            features=self.head(self.tower.finish(pooled)),
-            step_mask=counts,
-            frame_indices=torch.empty(x.shape[0], 0, dtype=torch.long),
-            temporal_attention=attended.float() if attention and attended is not None else None,
-            layer_attention=torch.stack(weights, dim=1).float() if weights else None,
-            motion=motion,
-            frame_features=steps.features.float(),
-        )
-
-    @property
-    def _gives_token(self) -> bool:
-        """Whether a class token of the tower can be the clip's feature."""
-        has_token = isinstance(self.tower, ClipTower) and self.tower.model.config.class_token
-        return has_token and self.temporal is None
-
-
-def _head(tower: FrameTower | ClipTower, config: VideoConfig) -> SequenceHead | None:
-    return None if config.temporal is None else SequenceHead(tower.dim, config.temporal, tower.map_dim).eval()
-
-
-def _furnish(encoder: VideoEncoder, parts: VideoParts, enable_preprocessing: bool, seed: int | None = None) -> None:
-    tower, output_dim = parts.tower, parts.output_dim
-    encoder.tower, encoder.config, encoder.transform = tower, parts.config, parts.transform
-    encoder.temporal, encoder.pool = _head(tower, parts.config), TemporalPool(tower.dim)
-    encoder.head = nn.Identity() if output_dim in (None, tower.dim) else nn.Linear(tower.dim, output_dim or 0)
-    encoder.enable_preprocessing, encoder.seed, encoder.trained = enable_preprocessing, seed, parts.trained
-    lay_out(encoder)
-    encoder.eval()
