@@ -86,7 +86,8 @@ class Comparison:
 def optimize_for_hardware(encoder: AnyEncoder, device_type: DeviceType = "auto", *, strict: bool = False) -> AnyEncoder:
     """The encoder with what `DEVICE_CONFIGS` asks for on such a device; its `optimization` is the report.
 
-    "auto" is the GPU if there is one, else the CPU. See `optimize_for_device`. Raises NotAppliedError when `strict`.
+    "auto" is the GPU if there is one, else the CPU. See `optimize_for_device`. Raises NotAppliedError when `strict` and
+    something cannot work here; what works and was measured not to help is no reason.
     """
     if device_type == "auto":
         device_type = "gpu" if torch.cuda.is_available() else "cpu"
@@ -123,7 +124,7 @@ def optimize_for_device(
         if options.get("memory_layout") == "contiguous":
             report.applied["memory_layout"] = f"{make_contiguous(made)} tensors were not contiguous and are now"
         made = _apply_measured(made, options, report, time_budget_s)
-        report.refuse(strict=strict)
+        report.refuse(strict=strict, choosing=missing is not None)
     except Exception:
         torch.set_num_threads(threads)
         raise
@@ -273,6 +274,7 @@ def _apply_kernels(
         if better is not None:
             if chosen:
                 report.not_applied[chosen] = f"{report.applied.pop(chosen)}: {option} is faster still"
+                report.measured_out.add(chosen)
             best, chosen = better, option
     return best
 
@@ -306,6 +308,7 @@ def _keep_if_faster(
     told = f"{count} layers, measured {found.speedup:.2f} times as fast, cosine at least {found.fidelity:.4f}"
     if not (found.speedup >= _WORTH_IT and found.fidelity >= _LEAST_COSINE):
         report.not_applied[option] = f"{told}: not worth it here"
+        report.measured_out.add(option)
         return None
     report.applied[option] = told
     report.speedup = (report.speedup or 1.0) * found.speedup

@@ -20,6 +20,8 @@ class OptimizationReport:
 
     applied: dict[str, str] = field(default_factory=dict)
     not_applied: dict[str, str] = field(default_factory=dict)
+    measured_out: set[str] = field(default_factory=set)
+    """Options among `not_applied` that work here and were measured not to help, or less than another."""
     speedup: float | None = None
     """Time before over time after, medians of interleaved runs; None where nothing was measured."""
     fidelity: float | None = None
@@ -32,10 +34,13 @@ class OptimizationReport:
             lines.append(f"measured     {self.speedup:.2f} times as fast, cosine at least {self.fidelity:.5f}")
         return "\n".join(lines) or "nothing asked for"
 
-    def refuse(self, *, strict: bool) -> None:
-        """Raise NotAppliedError when `strict` and something could not be applied."""
-        if strict and self.not_applied:
-            raise NotAppliedError(self.not_applied)
+    def refuse(self, *, strict: bool, choosing: bool = False) -> None:
+        """Raise NotAppliedError when `strict` and something could not be applied; `choosing` lets go what did not help."""
+        reasons = {
+            option: why for option, why in self.not_applied.items() if not (choosing and option in self.measured_out)
+        }
+        if strict and reasons:
+            raise NotAppliedError(reasons)
 
 
 def precision_obstacle(device_type: str, dtype: str) -> str | None:

@@ -16,7 +16,7 @@ from encoders_core.models.eager_linear import lay_out
 from encoders_core.models.text_transformer import TextConfig, TextTransformer
 from encoders_core.options import refuse_unknown
 from encoders_core.results import TextResult
-from encoders_core.tokenizer import TokenBatch, Tokenizer
+from encoders_core.tokenizer import TokenBatch, Tokenizer, as_texts
 from encoders_core.weights.files import load_strictly
 from encoders_core.weights.hub import locate
 from encoders_core.weights.text import MINILM_NAMES, TEXT_FILES, TextCheckpoint, open_text, packaged_minilm, save_text
@@ -196,7 +196,7 @@ class TextEncoder(Encoder):
         """
         refuse_unknown(unknown, _ENCODE_TEXT_WORDS, "encode_text")
         single = isinstance(texts, str)
-        items = [(prompt or "") + text for text in ([texts] if isinstance(texts, str) else texts)]
+        items = [(prompt or "") + text for text in as_texts(texts)]
         if output_value == "token_embeddings":
             tokens = self._token_embeddings(items, batch_size)
             rows: list[Any] = tokens if convert_to_tensor or not convert_to_numpy else [t.cpu().numpy() for t in tokens]
@@ -247,7 +247,7 @@ class TextEncoder(Encoder):
             if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
                 raise InputError(f"expected token ids from 0 to {self.config.vocab_size - 1}, got {int(ids.max())}")
             return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
-        ids, mask = self.tokenize([texts] if isinstance(texts, str) else list(texts))
+        ids, mask = self.tokenize(as_texts(texts))
         return TokenBatch(ids.to(self.device), mask.to(self.device))
 
     def _encode_batch(self, ids: Tensor, mask: Tensor, *, attention: bool) -> TextResult:

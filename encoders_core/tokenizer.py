@@ -3,7 +3,7 @@
 import json
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -71,9 +71,7 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """Texts -> ids and mask, padded to one length. Raises InputError for what is no text."""
-        for text in texts:
-            if not isinstance(text, str):
-                raise InputError(f"expected texts, got {type(text).__name__}")
+        texts = as_texts(texts)
         if not texts:
             return TokenBatch(torch.empty(0, 1, dtype=torch.int64), torch.empty(0, 1, dtype=torch.bool))
         encoded = self.backend.encode_batch([clean(text, self.settings.clean) for text in texts])
@@ -162,3 +160,12 @@ def _settings(
         padding_side=config.get("padding_side", "right"),
         clean="none" if not siglip else "lower" if newer else "canonicalize",
     )
+
+
+def as_texts(texts: Any) -> list[str]:
+    """One text or several -> a list of them. Raises InputError for what is no text."""
+    found = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+    for text in found:
+        if not isinstance(text, str):
+            raise InputError(f"expected texts, got {type(text).__name__}")
+    return found

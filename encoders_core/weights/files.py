@@ -56,7 +56,12 @@ def read_tensors(path: Path) -> Tensors:
         return _read_shards(path)
     try:
         found = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as exc:
+    except pickle.UnpicklingError as exc:  # whose own words tell how to run the code in it
+        raise WeightsError(
+            f"{path}: the file is damaged or no weights file: it holds more than tensors, and pickled objects are never "
+            "loaded; expected a state dict, best as .safetensors"
+        ) from exc
+    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as exc:
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise WeightsError(f"{path}: the file is damaged or no weights file: {reason}") from exc
     return strip_wrappers(found, path)

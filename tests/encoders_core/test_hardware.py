@@ -267,6 +267,21 @@ def test_strict_raises_and_changes_nothing(encoder: VisionEncoder, device: Any) 
     assert encoder.optimization is None
 
 
+def test_strict_lets_go_what_was_tried_where_the_best_is_chosen(
+    encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(monkeypatch, 0.9)
+    monkeypatch.setattr(hardware, "packing_obstacle", lambda _: None)
+    monkeypatch.setattr(hardware, "openvino_obstacle", lambda _: None)
+    found = report_of(optimize_for_hardware(encoder, "cpu", strict=True))
+    assert found.measured_out == {"memory_format", "packing", "quantization", "backend"}
+    monkeypatch.setattr(hardware, "openvino_obstacle", lambda _: "openvino is not installed")
+    with pytest.raises(NotAppliedError, match=r"cannot be applied here: backend: openvino is not installed$"):
+        optimize_for_hardware(encoder, "cpu", strict=True)
+    with pytest.raises(NotAppliedError, match="not worth it here"):
+        encoder.optimize_for_device({"quantization": "int8"}, strict=True)
+
+
 def test_unknown_options_name_the_valid_ones(encoder: VisionEncoder) -> None:
     with pytest.raises(OptionError, match=r"unknown key 'quantisation'.*did you mean 'quantization'"):
         encoder.optimize_for_device({"quantisation": "int8"})

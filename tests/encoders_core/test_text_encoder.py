@@ -195,6 +195,13 @@ def test_what_it_does_not_know_is_refused(encoder: TextEncoder) -> None:
         encoder.encode(["a", 3])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("texts", [3, None, [3], ["a", None]])
+def test_what_is_no_text_is_an_error(encoder: TextEncoder, texts: Any) -> None:
+    for encode in (encoder.encode, encoder.encode_text, encoder.tokenize):
+        with pytest.raises(InputError, match=r"expected texts, got (int|NoneType)"):
+            encode(texts)
+
+
 def test_long_texts_are_cut_and_keep_their_end(encoder: TextEncoder) -> None:
     ids, mask = encoder.tokenize(["a cat " * 30, "dog"])
     assert ids.shape == (2, 16)
