@@ -15,7 +15,7 @@ from rich.table import Table
 from encoders_core.fidelity.catalogue import Entry, catalogue, choose
 from encoders_core.fidelity.curves import TARGET_FVU, draw, require_plots
 from encoders_core.fidelity.disturbances import DISTURBANCES, texture
-from encoders_core.fidelity.replay import Recording, replay
+from encoders_core.fidelity.replay import CAMERAS, Recording, replay
 from encoders_core.fidelity.run import TURN_FRAMES, Clip
 from encoders_core.fidelity.study import Performance, perform, report, sampled_variance, steps
 from encoders_core.fidelity.subject import Subject, load_subject
@@ -157,7 +157,8 @@ def _replays(
     traces = [next(one.trace for one in row if one.entry.name == name and one.place == 0) for row in done]
     recordings = [Recording.of(trace, subject.vit.cost.tokens) for trace in traces]
     return {
-        model.name: {"rows_of": f"{name} on {subject.name}", **replay(model, clips, recordings)} for model in models
+        model.name: {"rows_of": f"{name} on {subject.name}", **replay(model, clips, recordings, CAMERAS)}
+        for model in models
     }
 
 
@@ -270,11 +271,11 @@ def _target_table(title: str, rows: dict[str, dict[str, Any] | None]) -> Table:
 def _replay_table(name: str, row: dict[str, Any]) -> Table:
     title = f"{name}, random weights: speed only, at the rows of {row['rows_of']}"
     table = Table(title=title, title_justify="left", box=None)
-    for column in ("clip", "plain ms", "replay ms", "times less"):
+    for column in ("clip", "plain ms", "replay ms", *(f"times less, {count} cameras" for count in CAMERAS)):
         table.add_column(column, justify="left" if column == "clip" else "right")
     for one in (*row["clips"], {"name": "all", **row}):
-        figures = (_figure(one[word], 2) for word in ("plain_ms", "replay_ms", "times_less"))
-        table.add_row(one["name"], *figures)
+        figures = (one["plain_ms"], one["replay_ms"], *one["times_less_by_cameras"].values())
+        table.add_row(one["name"], *(_figure(value, 2) for value in figures))
     return table
 
 
