@@ -1,7 +1,7 @@
 """The small steps of a gated pass between its matrix products, each one pass over memory.
 
 Written twice: plain numpy, and the same loops compiled by numba where it is installed. Eager tensor operations cost three
-to five times as much here: a gate is nine of them, each a walk over (N, D), and a pass has three gates a block.
+to five times as much here: a gate is nine of them, each a walk over (N, D), and a pass has four gates a block.
 """
 
 from collections.abc import Callable
