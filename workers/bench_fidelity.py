@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from rich.table import Table
 from encoders_core.fidelity.catalogue import Entry, catalogue, choose
 from encoders_core.fidelity.curves import TARGET_FVU, draw, require_plots
 from encoders_core.fidelity.disturbances import DISTURBANCES, texture
-from encoders_core.fidelity.replay import Recording, replay
-from encoders_core.fidelity.run import TURN_FRAMES, Clip
+from encoders_core.fidelity.replay import CAMERAS, Recording, replay
+from encoders_core.fidelity.run import TURN_FRAMES, Clip, Trace, score
 from encoders_core.fidelity.study import Performance, perform, report, sampled_variance, steps
 from encoders_core.fidelity.subject import Subject, load_subject
 from encoders_core.hardware_threads import configure_threads
@@ -71,7 +72,9 @@ def run_fidelity(
         done = _perform_all(entries, decoded, sweep=sweep or png is not None, progress=progress)
     found = {**report(subject, decoded, done, said=variance), "protocol": _protocol(load, fps)}
     if big:
-        found["replay"] = _replays(big, subject, decoded, done)
+        found["replay"] = _replays(big, subject, decoded, done, _by_default)
+        if sweep or png is not None:
+            found["replay_at_target"] = _replays(big, subject, decoded, done, _at_target(found["variance"]))
     if png is not None:
         draw(found["curves"], png, title=f"{subject.name}, {len(decoded)} clips")
     if as_json:
@@ -144,8 +147,29 @@ def _disturbed(paths: list[Path], names: list[str], spec: FrameSpec, fps: float,
     return clips
 
 
+_Pick = Callable[[Clip, list[Performance]], Trace]
+"""Of one policy's performances of a clip at its knobs, the default first, and the plain one before them: one to replay."""
+
+
+def _by_default(_clip: Clip, row: list[Performance]) -> Trace:
+    return row[1].trace
+
+
+def _at_target(variance: float) -> _Pick:
+    """The one that computes the least at an FVU of at most the target, as steering sets the knob; else the most exact."""
+
+    def pick(clip: Clip, row: list[Performance]) -> Trace:
+        scored = [(score(clip, row[0].trace.vectors, one.trace, variance).summary, one.trace) for one in row[1:]]
+        within = [(summary["macs"], trace) for summary, trace in scored if summary["fvu"] <= TARGET_FVU]
+        if within:
+            return min(within, key=lambda one: one[0])[1]
+        return min(scored, key=lambda one: one[0]["fvu"])[1]
+
+    return pick
+
+
 def _replays(
-    models: list[Subject], subject: Subject, clips: list[Clip], done: list[list[Performance]]
+    models: list[Subject], subject: Subject, clips: list[Clip], done: list[list[Performance]], pick: _Pick
 ) -> dict[str, Any]:
     """The rows of the best policy that counts them, on models without trained weights."""
     if subject.vit is None:
@@ -154,10 +178,14 @@ def _replays(
     name = next((n for n in _RECORDED if n in first and first[n].trace.counts_layers), None)
     if name is None:
         raise ConfigError(f"--replay needs one of {', '.join(_RECORDED)} among the policies")
-    traces = [next(one.trace for one in row if one.entry.name == name and one.place == 0) for row in done]
+    traces = [
+        pick(clip, [row[0], *(one for one in row if one.entry.name == name)])
+        for clip, row in zip(clips, done, strict=True)
+    ]
     recordings = [Recording.of(trace, subject.vit.cost.tokens) for trace in traces]
     return {
-        model.name: {"rows_of": f"{name} on {subject.name}", **replay(model, clips, recordings)} for model in models
+        model.name: {"rows_of": f"{name} on {subject.name}", **replay(model, clips, recordings, CAMERAS)}
+        for model in models
     }
 
 
@@ -205,8 +233,9 @@ def _print(found: dict[str, Any]) -> None:
     for clip in found["clips"]:
         _print_part(console, f"{clip['name']}: {clip['frames']} frames, {clip['fps']:.1f}/s", clip)
     _print_part(console, "all clips", found)
-    for name, row in found.get("replay", {}).items():
-        console.print(_replay_table(name, row))
+    for word, title in (("replay", ""), ("replay_at_target", f", at an FVU of at most {TARGET_FVU}")):
+        for name, row in found.get(word, {}).items():
+            console.print(_replay_table(name + title, row))
     console.print(
         f"CPU is the policy's own, gates and refreshes included; decoding and conversion {found['decode_ms']:.2f} ms a "
         f"frame beside it; load {found['protocol']['load_before']:.1f} to {found['protocol']['load_after']:.1f}",
@@ -270,11 +299,11 @@ def _target_table(title: str, rows: dict[str, dict[str, Any] | None]) -> Table:
 def _replay_table(name: str, row: dict[str, Any]) -> Table:
     title = f"{name}, random weights: speed only, at the rows of {row['rows_of']}"
     table = Table(title=title, title_justify="left", box=None)
-    for column in ("clip", "plain ms", "replay ms", "times less"):
+    for column in ("clip", "plain ms", "replay ms", *(f"times less, {count} cameras" for count in CAMERAS)):
         table.add_column(column, justify="left" if column == "clip" else "right")
     for one in (*row["clips"], {"name": "all", **row}):
-        figures = (_figure(one[word], 2) for word in ("plain_ms", "replay_ms", "times_less"))
-        table.add_row(one["name"], *figures)
+        figures = (one["plain_ms"], one["replay_ms"], *one["times_less_by_cameras"].values())
+        table.add_row(one["name"], *(_figure(value, 2) for value in figures))
     return table
 
 

@@ -14,7 +14,7 @@ from encoders_core.fidelity.reference_policies import TokenPolicy, over_threshol
 from encoders_core.fidelity.subject import DenseVitEncoder, Subject
 
 TAUS: Final = (0.01, 0.02, 0.035, 0.05, 0.08, 0.12, 0.2)
-TARGETS: Final = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+TARGETS: Final = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.08, 0.16)
 TARGET_FVU: Final = QUALITY_TARGETS["balanced"]
 
 

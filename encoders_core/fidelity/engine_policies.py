@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from encoders_core.draining import drain
-from encoders_core.fidelity.policy import MLP, PROJECTION, QKV, Frame, Step
+from encoders_core.fidelity.policy import KV, MLP, PROJECTION, QUERY, Frame, Step
 from encoders_core.fidelity.reference_policies import PatchWatch, Selector, Site
 from encoders_core.fidelity.subject import DenseVitEncoder
 from encoders_core.preprocessing import normalise
@@ -21,7 +21,7 @@ from encoders_core.realtime.token_kernels import Floats, Indices
 from encoders_core.realtime.token_lane import Lane
 from encoders_core.realtime.token_pass import TokenPasses
 
-_LAYERS: Final[dict[Gate, int]] = {"qkv": QKV, "proj": PROJECTION, "mlp": MLP}
+_LAYERS: Final[dict[Gate, int]] = {"query": QUERY, "kv": KV, "proj": PROJECTION, "mlp": MLP}
 Scales = dict[tuple[int, Gate], float]
 """Typical length of an input, by block and gate."""
 
@@ -32,23 +32,28 @@ def _nothing(_site: Site, change: torch.Tensor, _scale: float) -> torch.Tensor:
 
 @dataclass
 class SelectorLane(Lane):
-    """Rows as a selector says, the first `prefix` always; attention looks at all rows, or at as many as `looks` says."""
+    """Rows as a selector says, the first `prefix` always; attention looks at all rows."""
 
     select: Selector = _nothing
     scales: Scales = field(default_factory=dict)
     prefix: int = 1
-    looks: Callable[[int], int] | None = None
+    _with_kv: Indices = field(default_factory=lambda: np.empty(0, np.int64), init=False)
 
     def choose(self, block: int, gate: Gate, change: Floats, rows: Indices | None = None) -> Indices:  # noqa: ARG002
-        """(N,) lengths of change -> indices of the rows to compute."""
+        """(N,) lengths of change -> indices of the rows to compute; queries with their keys and values, which come first."""
+        if gate == "query":
+            return self._with_kv
         site = Site(block, _LAYERS[gate])
         chosen: Indices = self.select(site, torch.from_numpy(change), self.scales[block, gate]).numpy()
         chosen[: self.prefix] = True
-        return np.flatnonzero(chosen)
+        taken: Indices = np.flatnonzero(chosen)
+        if gate == "kv":
+            self._with_kv = taken
+        return taken
 
     def look_at(self, block: int, changed: Indices) -> Indices:  # noqa: ARG002
-        """The first rows."""
-        return np.arange(len(self.x) if self.looks is None else self.looks(block))
+        """All rows."""
+        return np.arange(len(self.x))
 
 
 @dataclass
@@ -71,6 +76,7 @@ class _EnginePolicy:
 
     def __init__(self, name: str, vit: DenseVitEncoder) -> None:
         self.name, self._vit, self._passes = name, vit, TokenPasses(vit.network)
+        self._passes.prepare()
         self.reset()
 
     def reset(self) -> None:
@@ -99,20 +105,10 @@ class _EnginePolicy:
 
 
 class EngineTokens(_EnginePolicy):
-    """Three gates a block, the rows by a selector that is made anew at each reset.
+    """Gates before each linear layer, the rows by a selector that is made anew at each reset; attention is dense."""
 
-    Attention is dense; with `looks`, so many rows of each block's are computed.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        vit: DenseVitEncoder,
-        selector: Callable[[], Selector],
-        *,
-        looks: Callable[[int], int] | None = None,
-    ) -> None:
-        self._selector, self._looks = selector, looks
+    def __init__(self, name: str, vit: DenseVitEncoder, selector: Callable[[], Selector]) -> None:
+        self._selector = selector
         super().__init__(name, vit)
 
     def _begin(self, frame: Frame) -> None:  # noqa: ARG002
@@ -120,7 +116,8 @@ class EngineTokens(_EnginePolicy):
         self._scales: Scales = {}
         for index, block in enumerate(self._cache.blocks):
             gates: dict[Gate, Floats] = {
-                "qkv": block.qkv.reference,
+                "query": block.kv.reference,  # the same rows
+                "kv": block.kv.reference,
                 "proj": block.proj.reference,
                 "mlp": block.mlp.reference,
             }
@@ -130,7 +127,7 @@ class EngineTokens(_EnginePolicy):
 
     def _lane(self, frame: Frame, x: Floats) -> Lane:  # noqa: ARG002
         prefix = self._vit.network.config.prefix
-        return SelectorLane(self._cache, x, select=self._select, scales=self._scales, prefix=prefix, looks=self._looks)
+        return SelectorLane(self._cache, x, select=self._select, scales=self._scales, prefix=prefix)
 
 
 class EngineStaleKV(_EnginePolicy):

@@ -11,10 +11,10 @@ from encoders_core.models.vit import VitConfig
 
 Frame = NDArray[np.uint8]
 Rows = NDArray[np.int64]
-"""(depth, 4): of each block the rows that QKV, attention (queries), projection and feed-forward compute."""
+"""(depth, 5): of each block the rows that queries, keys and values, attention, projection and feed-forward compute."""
 
-QKV, ATTENTION, PROJECTION, MLP = range(4)
-LINEAR: Final = (QKV, PROJECTION, MLP)
+QUERY, KV, ATTENTION, PROJECTION, MLP = range(5)
+LINEAR: Final = (QUERY, KV, PROJECTION, MLP)
 """The layers whose rows count as tokens; attention is in the multiply-adds alone."""
 
 
@@ -75,20 +75,19 @@ class VitCost:
     @property
     def plain_rows(self) -> Rows:
         """Those of a plain pass; with class-token pooling the last block has keys and values of all, and one row behind."""
-        rows = np.full((self.config.depth, 4), self.tokens)
+        rows = np.full((self.config.depth, 5), self.tokens)
         if self.config.pool == "cls":
-            rows[-1, ATTENTION:] = 1
+            rows[-1] = 1
+            rows[-1, KV] = self.tokens
         return rows
 
     def macs(self, rows: Rows, *, embedded: int | None = None) -> float:
         """Rows by layer -> multiply-adds. `embedded`: patches embedded anew, by default all."""
         config, dim = self.config, self.config.embed_dim
         fed = (3 if config.swiglu else 2) * dim * config.mlp_width
-        per_row = np.array([3 * dim * dim, 2 * self.tokens * dim, dim * dim, fed])
+        per_row = np.array([dim * dim, 2 * dim * dim, 2 * self.tokens * dim, dim * dim, fed])
         patches = self.tokens - config.prefix if embedded is None else embedded
-        # The last block of a class-token model makes a single query.
-        spared = dim * dim * max(int(rows[-1, QKV]) - 1, 0) if config.pool == "cls" else 0
-        return float((rows * per_row).sum()) - spared + patches * config.in_chans * config.patch_size**2 * dim
+        return float((rows * per_row).sum()) + patches * config.in_chans * config.patch_size**2 * dim
 
     @property
     def plain_macs(self) -> float:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from encoders_core.errors import OptionError
-from encoders_core.fidelity.policy import MLP, PROJECTION, QKV, Frame, Step
+from encoders_core.fidelity.policy import KV, MLP, PROJECTION, Frame, Step
 from encoders_core.fidelity.subject import DenseVitEncoder
 from encoders_core.models.layers import Block
 from encoders_core.models.vit import VitConfig
@@ -28,7 +28,7 @@ Vector = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One gate: which block, and in front of what (QKV, PROJECTION, MLP)."""
+    """One gate: which block, and in front of what (KV, PROJECTION, MLP); queries go with keys and values."""
 
     block: int
     layer: int
@@ -102,7 +102,7 @@ class GatedBlock:
             raise OptionError("token gates need norms in front of attention and feed-forward (pre_layer_norm)")
         self._block, self._last = block, last
         attention = block.attn
-        self.qkv = Gate(attention.qkv, Site(index, QKV))
+        self.qkv = Gate(attention.qkv, Site(index, KV))
         self.projection = Gate(lambda x: block.ls1(attention.proj(x)), Site(index, PROJECTION))
         self.mlp = Gate(lambda x: block.ls2(block.mlp(x)), Site(index, MLP))
 
@@ -115,7 +115,7 @@ class GatedBlock:
         projected, rows_projection = self.projection(mixed, select, **how)
         x = x[:queries] + projected
         fed, rows_mlp = self.mlp(block.norm2(x), select, **how)
-        return x + fed, [rows_qkv, queries, rows_projection, rows_mlp]
+        return x + fed, [1 if self._last else rows_qkv, rows_qkv, queries, rows_projection, rows_mlp]
 
 
 def attend(rows: Tensor, context: Tensor, num_heads: int) -> Tensor:
@@ -227,7 +227,7 @@ class StaleKV:
                 x, fresh = x[:1], fresh[:1]
             x = x + block.ls1(block.attn.proj(attend(fresh, self._qkv[index], block.attn.num_heads)))
             x = x + block.ls2(block.mlp(block.norm2(x)))
-            counted.append([int(rows.numel()), *[x.shape[0]] * 3])
+            counted.append([x.shape[0], int(rows.numel()), *[x.shape[0]] * 3])
         return encoder.cost.step(self._pooled(x, rows), np.asarray(counted))
 
     def _pooled(self, x: Tensor, rows: Tensor) -> Vector:

@@ -5,20 +5,26 @@ larger model's fidelity: with random weights it has none.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from encoders_core.errors import OptionError
-from encoders_core.fidelity.engine_policies import EngineTokens
+from encoders_core.draining import drain
 from encoders_core.fidelity.frame_policies import Plain, held
 from encoders_core.fidelity.policy import ATTENTION, Frame, Policy, Rows, Step
-from encoders_core.fidelity.reference_policies import Selector, Site
 from encoders_core.fidelity.run import Clip, Trace, run_clip, warm_times_ns
 from encoders_core.fidelity.subject import DenseVitEncoder, Subject
+from encoders_core.preprocessing import normalise
+from encoders_core.realtime.token_cache import Gate, TokenCache
+from encoders_core.realtime.token_kernels import Floats, Indices
+from encoders_core.realtime.token_lane import Counts, Lane
+from encoders_core.realtime.token_pass import TokenPasses
+
+CAMERAS: Final = (1, 4)
+"""How many cameras share a pass in the replays: alone, and packed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,66 +55,103 @@ class Recording:
         return Recording(scaled, tokens)
 
 
+@dataclass
+class _ReplayLane(Lane):
+    """The first rows, as many as are wanted of each layer."""
+
+    wanted: Rows = field(default_factory=lambda: np.zeros((0, len(Counts._fields)), np.int64))
+
+    def choose(self, block: int, gate: Gate, change: Floats, rows: Indices | None = None) -> Indices:  # noqa: ARG002
+        """(N,) lengths of change -> indices of the rows to compute."""
+        return np.arange(self.wanted[block, Counts._fields.index(gate)])
+
+    def look_at(self, block: int, changed: Indices) -> Indices:  # noqa: ARG002
+        """The first rows."""
+        return np.arange(self.wanted[block, ATTENTION])
+
+
 class Replay:
-    """A policy that computes exactly the recorded number of rows in each layer of each frame, whatever it shows."""
+    """A policy that computes exactly the recorded number of rows in each layer of each frame, whatever it shows.
+
+    A held frame is looked at: embedded and measured against the first gate. With `cameras`, so many cameras show each
+    frame, one of them the clip as recorded, the others the same further on, and their rows go through the layers together.
+    """
 
     name = "replay"
 
-    def __init__(self, vit: DenseVitEncoder, recording: Recording) -> None:
-        self._vit = vit
+    def __init__(self, vit: DenseVitEncoder, recording: Recording, cameras: int = 1) -> None:
+        self._vit, self._passes, self._cameras = vit, TokenPasses(vit.network), cameras
+        self._passes.prepare()
         self._rows = recording.for_model(vit.network.config.depth, vit.cost.tokens).rows
-        self._gated = EngineTokens(self.name, vit, self._selector, looks=self._looks)
         self.reset()
 
     def reset(self) -> None:
         """Back to the first frame."""
         self._next, self._features = 0, np.zeros(0, np.float32)
-        self._gated.reset()
+        self._caches = [TokenCache() for _ in range(self._cameras)]
 
-    def step(self, frame: Frame, at_ns: int) -> Step:
-        """The next recorded frame's work on this one."""
-        rows, self._next = self._rows[self._next], self._next + 1
-        if rows is None:
+    def step(self, frame: Frame, at_ns: int) -> Step:  # noqa: ARG002  it compares frames, not times
+        """The next recorded frame's work on this one, for each camera."""
+        lanes = [self._lane(camera, frame) for camera in range(self._cameras)]
+        self._next += 1
+        if any(lanes):
+            features = drain(self._passes.gated([lane for lane in lanes if lane is not None]))
+            if lanes[0] is not None:
+                self._features = features[0]
+        if lanes[0] is None:
             return held(self._vit, self._features)
-        self._wanted = rows
-        step = self._gated.step(frame, at_ns)
-        self._features = step.features
-        return step
+        return self._vit.cost.step(self._features, np.asarray(lanes[0].counts))
 
-    def _looks(self, block: int) -> int:
-        return int(self._wanted[block, ATTENTION])
-
-    def _selector(self) -> Selector:
-        def select(site: Site, change: Tensor, _scale: float) -> Tensor:
-            chosen = torch.zeros(change.shape[0], dtype=torch.bool)
-            chosen[: int(self._wanted[site.block, site.layer])] = True
-            return chosen
-
-        return select
+    def _lane(self, camera: int, frame: Frame) -> _ReplayLane | None:
+        """What a camera computes of its next frame; None if it holds."""
+        tokens = self._passes.embed(normalise(torch.from_numpy(frame)[None], self._vit.descriptor.input))
+        cache = self._caches[camera]
+        if not cache.warm:
+            drain(self._passes.dense(cache, tokens))
+        rows = self._rows[(self._next + camera * len(self._rows) // self._cameras) % len(self._rows)]
+        if rows is not None:
+            return _ReplayLane(cache, tokens, wanted=rows)
+        self._passes.first_change(cache, tokens)
+        return None
 
 
-def replay(subject: Subject, clips: Sequence[Clip], recordings: Sequence[Recording]) -> dict[str, Any]:
-    """Plain and replay taking turns over the clips -> CPU milliseconds a frame of both, by clip and over all.
+def replay(
+    subject: Subject, clips: Sequence[Clip], recordings: Sequence[Recording], cameras: Sequence[int] = (1,)
+) -> dict[str, Any]:
+    """Plain and replays taking turns over the clips -> CPU milliseconds a frame of each, by clip and over all.
 
-    Raises OptionError for a model that is no ViT.
+    One replay for each of `cameras`: the first is reported as `replay_ms`, all by their number. Raises OptionError for a
+    model that is no ViT.
     """
     if subject.vit is None:
         raise OptionError(f"{subject.name}: expected a ViT to replay rows on")
-    rows, every = [], ([], [])  # type: ignore[var-annotated]
+    rows: list[dict[str, Any]] = []
+    every: list[list[int]] = [[] for _ in (0, *cameras)]
     for clip, recording in zip(clips, recordings, strict=True):
         sized = _sized(clip, subject)
-        policies: list[Policy] = [Plain(subject.encoder), Replay(subject.vit, recording)]
+        policies: list[Policy] = [
+            Plain(subject.encoder),
+            *(Replay(subject.vit, recording, count) for count in cameras),
+        ]
         traces = run_clip(policies, sized)
         times = [warm_times_ns(trace, clip.at_s) for trace in traces]
         for total, part in zip(every, times, strict=True):
             total.extend(part)
-        rows.append({"name": clip.name, "macs": float(np.mean(traces[1].macs)), **_ratio(*times)})
-    return {"weights": "random: speed only", "kernel": "engine", **_ratio(*every), "clips": rows}
+        rows.append({"name": clip.name, "macs": float(np.mean(traces[1].macs)), **_ratios(times, cameras)})
+    return {"weights": "random: speed only", "kernel": "engine", **_ratios(every, cameras), "clips": rows}
 
 
-def _ratio(plain_ns: list[int], replayed_ns: list[int]) -> dict[str, float]:
-    plain_ms, replay_ms = float(np.mean(plain_ns)) / 1e6, float(np.mean(replayed_ns)) / 1e6
-    return {"plain_ms": plain_ms, "replay_ms": replay_ms, "times_less": plain_ms / replay_ms}
+def _ratios(times_ns: Sequence[Sequence[int]], cameras: Sequence[int]) -> dict[str, Any]:
+    """Of plain passes and the replays: milliseconds a frame of one camera."""
+    plain_ms, *replay_ms = (float(np.mean(one)) / 1e6 for one in times_ns)
+    each_ms = [ms / count for ms, count in zip(replay_ms, cameras, strict=True)]
+    packed = {str(count): plain_ms / ms for ms, count in zip(each_ms, cameras, strict=True)}
+    return {
+        "plain_ms": plain_ms,
+        "replay_ms": each_ms[0],
+        "times_less": plain_ms / each_ms[0],
+        "times_less_by_cameras": packed,
+    }
 
 
 def _sized(clip: Clip, subject: Subject) -> Clip:

@@ -20,8 +20,9 @@ _AUDITS: Final = 48
 _SURE_Z: Final = 1.64  # one in twenty
 _LIKELY_Z: Final = 0.84  # one in five
 _TIGHTEN: Final = 0.7
-_LOOSEN: Final = 1.05
-_FAR_UNDER: Final = 0.5
+_MOST_LOOSER: Final = 1.15
+_AIM: Final = 0.9  # of the target, for the upper bound
+_SMALLEST: Final = 1e-9
 _SCALE_RANGE: Final = (0.1, 2.0)
 
 Vector = NDArray[np.float32]
@@ -72,8 +73,8 @@ class Steering:
         if upper > self.target:
             self._tighten()
             return
-        if upper < _FAR_UNDER * self.target:
-            self.scale = min(_SCALE_RANGE[1], self.scale * _LOOSEN)
+        looser = (_AIM * self.target / max(upper, _SMALLEST)) ** 0.5  # errors grow as the square of the scale
+        self.scale = min(_SCALE_RANGE[1], self.scale * min(max(1.0, looser), _MOST_LOOSER))
         self._since.clear()
 
     def _tighten(self) -> None:

@@ -16,10 +16,10 @@ from encoders_core.realtime.change import Change, NoiseFloor, Reduced, identical
 from encoders_core.realtime.frame_gate import Decision, Reason
 from encoders_core.realtime.spread import FLOOR, Spread
 
-HOLD_LOAD: Final = 3000.0
-"""Sum of squares over the rows of their change, in units of what it may be, up to which the frame is held: as if each of a
-hundred and twenty rows had moved by five times what it may. More rows are then computed at once, for one reading of the weights."""
-_TOLERANCE_POWER: Final = 0.3
+HOLD_LOAD: Final = 300.0
+"""Sum of squares over the rows of their change, in units of what it may be, up to which the frame is held: as if each of
+twelve rows had moved by five times what it may. More rows are then computed at once, for one reading of the weights."""
+_TOLERANCE_POWER: Final = 0.25
 _START_VARIANCE: Final = 0.02  # of the model's, until a camera's own is known
 _RENEW_SHARE: Final = 0.75  # of max_hold_s: from then on a held picture is renewed when there is time
 _NOTHING: Final = Change(score=0.0, share=1.0, cut=False, light=False)

@@ -23,7 +23,7 @@ PROBES = 2
 def importance_steps(
     network: VisionTransformer, image: Tensor, *, seed: int, probes: int = PROBES
 ) -> Generator[None, None, Tensor]:
-    """(1, C, H, W) normalised -> yields between blocks, returns (depth, 3, N) float32, the importance of rows.
+    """(1, C, H, W) normalised -> yields between blocks, returns (depth, 4, N) float32, the importance of rows.
 
     It costs 2 + 2 `probes` passes of the network. The same image and seed give the same numbers.
     """
@@ -59,10 +59,11 @@ def _features_pull(network: VisionTransformer, x: Tensor, probes: int, seed: int
 
 @torch.enable_grad()
 def _pull_back(block: Block, x: Tensor, pull: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """A block's input and the gradients by its output -> (3, N) importance, and the gradients by its input."""
+    """A block's input and the gradients by its output -> (4, N) importance, and the gradients by its input."""
     x = x.clone().requires_grad_()
     normed = block.norm1(x)
-    q, k, v = block.attn.heads(normed)
+    asking, asked = normed.clone(), normed.clone()  # one row, two gates
+    q, k, v = block.attn.heads(asking, asked)
     looked = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     middle = x + block.ls1(block.attn.proj(looked))
     fed = block.norm2(middle)
@@ -70,7 +71,7 @@ def _pull_back(block: Block, x: Tensor, pull: list[Tensor]) -> tuple[Tensor, lis
     squares = torch.zeros(len(GATES), x.shape[1])
     back = []
     for along in pull:
-        by_input, *by_gates = torch.autograd.grad(out, [x, normed, looked, fed], along, retain_graph=True)
+        by_input, *by_gates = torch.autograd.grad(out, [x, asking, asked, looked, fed], along, retain_graph=True)
         back.append(by_input)
         squares += torch.stack([gate[0].square().sum(dim=1) for gate in by_gates])
     return (squares / (len(pull) * x.shape[-1])).sqrt(), back

@@ -5,19 +5,19 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from encoders_core.realtime import token_kernels as kernels
 from encoders_core.realtime.token_cache import GATES, AttentionWatch, Gate, TokenCache
-from encoders_core.realtime.token_kernels import Floats, Indices
+from encoders_core.realtime.token_kernels import AGE_POWER, Floats, Indices
 
 _SHORTEST: Final = np.float32(1e-20)
-_SLOPE_RATE: Final = np.float32(0.3)
-_MOVED: Final = np.float32(1e-3)  # of `moved`: below it a slope would be noise over nothing
 _MAX_MOVED: Final = 1e4  # float32 sums stay exact enough
 
 
 class Counts(NamedTuple):
-    """Rows of one block that its QKV computed, its attention looked at, its projection and its feed-forward computed."""
+    """Rows of one block: queries, keys and values computed, rows of attention looked at, projected, fed forward."""
 
-    qkv: int
+    query: int
+    kv: int
     attention: int
     proj: int
     mlp: int
@@ -44,17 +44,25 @@ class Lane:
 
     def __post_init__(self) -> None:
         self.normed = np.empty_like(self.x)
+        self._every = np.arange(len(self.x))
+        self._forced = np.empty(0, np.int64) if self.forced is None else self.forced
 
     def choose(self, block: int, gate: Gate, change: Floats, rows: Indices | None = None) -> Indices:
-        """(M,) lengths of change of all rows, or of `rows` -> indices into them to compute; the most urgent if capped."""
-        limit = self._limit(block, gate) if rows is None else self._limit(block, gate)[rows]
-        chosen: Indices = (change > limit).nonzero()[0]
-        if self.row_cap is None or len(chosen) <= self.row_cap:
-            return chosen
-        self.cut_off = True
-        limit = limit[chosen]
-        urgency = np.where(limit < 0, np.inf, change[chosen] / np.maximum(limit, _SHORTEST))
-        return chosen[np.sort(np.argpartition(-urgency, self.row_cap)[: self.row_cap])]
+        """(M,) lengths of change of all rows, or of `rows` -> indices into them to compute; the most urgent if capped.
+
+        A row may change by its limit over the fourth root of its age.
+        """
+        limit, age = self._of(block, gate)
+        places = self._every if rows is None else rows
+        chosen = kernels.select(change, limit, age, places, self._forced)
+        if self.row_cap is not None and len(chosen) > self.row_cap:
+            self.cut_off = True
+            allowed = limit[places] / age[places] ** AGE_POWER
+            allowed[np.isin(places, self._forced)] = -1.0
+            chosen = _most_urgent(chosen, change, allowed, self.row_cap)
+        age += 1
+        age[places[chosen]] = 1
+        return chosen
 
     def look_at(self, block: int, changed: Indices) -> Indices:
         """Rows whose query changed -> all rows of attention to look at: these, and those that may have moved too far.
@@ -62,39 +70,33 @@ class Lane:
         How far is a prediction of the mean, so rows near their limit are looked at late: with random weights and an object
         that crosses the picture up to a fifth of all rows were over it, one or two in a hundred by more than twice.
         """
-        watch = self.cache.blocks[block].watch
         if self.exact:
-            return np.arange(len(watch.seen))
-        grown = np.maximum(np.float32(watch.moved) - watch.seen, 0)
-        moved = np.multiply(watch.slope, grown, out=np.zeros_like(grown), where=grown > 0)  # the slope may be infinite
-        needed = watch.drift + moved > self._limit(block, "proj")
-        needed[changed] = True
-        chosen: Indices = needed.nonzero()[0]
-        return chosen
+            return self._every
+        limit, age = self._of(block, "proj")
+        watch = self.cache.blocks[block].watch
+        return kernels.due(
+            watch.moved, watch.seen, watch.drift, watch.slope, limit, age, np.concatenate((changed, self._forced))
+        )
 
-    def _limit(self, block: int, gate: Gate) -> Floats:
-        """(N,); negative where a row is let through whatever it is."""
+    def _of(self, block: int, gate: Gate) -> tuple[Floats, Floats]:
+        """(N,) limits, negative where a row is let through whatever it is; (N,) ages."""
         if self.cache.limits is None:
             raise AssertionError("a gated pass before the importance of rows was measured")
-        limit: Floats = self.cache.limits[block, GATES.index(gate)]
-        if self.forced is not None:
-            limit = limit.copy()
-            limit[self.forced] = -1.0
-        return limit
+        place = block, GATES.index(gate)
+        return self.cache.limits[place], self.cache.ages[place]
+
+
+def _most_urgent(chosen: Indices, change: Floats, limit: Floats, count: int) -> Indices:
+    """Those `count` of `chosen` whose change is the most times what it may be, in order."""
+    limit = limit[chosen]
+    urgency = np.where(limit < 0, np.inf, change[chosen] / np.maximum(limit, _SHORTEST))
+    return chosen[np.sort(np.argpartition(-urgency, count)[:count])]
 
 
 def learn(watch: AttentionWatch, rows: Indices, change: Floats, chosen: Indices) -> None:
     """What looking at `rows` showed: they were `change` from their references, and those at `chosen` become references."""
-    grown = np.maximum(np.float32(watch.moved) - watch.seen[rows], 0)
-    found = np.maximum(change - watch.drift[rows], 0) / np.maximum(grown, _MOVED)
-    before = watch.slope[rows]
-    with np.errstate(invalid="ignore"):
-        after = np.where(np.isinf(before), found, before + _SLOPE_RATE * (found - before))
-    watch.slope[rows] = np.where(grown > _MOVED, after, before)
-    watch.seen[rows] = watch.moved
-    drift = change.copy()
-    drift[chosen] = 0.0
-    watch.drift[rows] = drift
+    kernels.learn_slopes(watch.moved, watch.seen, watch.drift, watch.slope, rows, change)
+    watch.drift[rows[chosen]] = 0.0
     if watch.moved > _MAX_MOVED:
         watch.seen -= np.float32(watch.moved)
         watch.moved = 0.0

@@ -37,7 +37,20 @@ class TokenPasses:
             )
         self.network = network.eval()
         lonely = network.layers[-1] if network.config.pool == "cls" else None
+        self._prepared = False
         self._blocks = [_GatedBlock(block, class_only=block is lonely) for block in network.layers]
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Make the code for every size of product that one camera's passes can want, so that no frame waits for it."""
+        if self._prepared or not any(isinstance(one, PackedLinear) for one in self.network.modules()):
+            return
+        config = self.network.config
+        rows = config.prefix + config.grid_hw[0] * config.grid_hw[1]
+        for size in sorted({bucket(count) for count in range(1, rows + 1)}):
+            for block in (self._blocks[0], self._blocks[-1]):
+                block.prepare(size)
+        self._prepared = True
 
     @torch.inference_mode()
     def embed(self, image: Tensor) -> Floats:
@@ -61,7 +74,7 @@ class TokenPasses:
             x, memory = block.dense(x)
             memories.append(memory)
             yield
-        cache.blocks = memories
+        cache.fill(memories)
         features: Floats = self.network.forward_head(self.network.norm(x))[0].numpy()
         return features
 
@@ -95,14 +108,20 @@ class _GatedBlock:
         self._block, self._class_only = block, class_only
         self._heads, self._dim = block.attn.num_heads, block.attn.proj.in_features
         self._norm1, self._norm2 = _Norm(block.norm1), _Norm(block.norm2)
-        self._query = _linear(block.attn.qkv, 0, self._dim) if class_only else None
-        self._qkv = _linear(block.attn.qkv, self._dim if class_only else 0)
+        self._query = _linear(block.attn.qkv, 0, self._dim)
+        self._kv = _linear(block.attn.qkv, self._dim)
         self._proj = _scaled(_linear(block.attn.proj), block.ls1)
         self._mlp = _scaled(_mlp(block.mlp), block.ls2)
 
+    def prepare(self, rows: int) -> None:
+        """Run its products once with so many rows."""
+        x = torch.zeros(rows, self._dim)
+        for layer in (self._query, self._kv, self._proj, self._mlp):
+            layer(x)
+
     def first_change(self, memory: BlockMemory, tokens: Floats) -> Floats:
         """(N, D) -> (N,)."""
-        return self._norm1.measure(tokens, memory.qkv.reference, np.empty_like(tokens))
+        return self._norm1.measure(tokens, memory.kv.reference, np.empty_like(tokens))
 
     def dense(self, x: Tensor) -> tuple[Tensor, BlockMemory]:
         """(1, N, D) -> (1, N, D), or (1, 1, D) of the class token; and all that was computed."""
@@ -110,48 +129,58 @@ class _GatedBlock:
         normed = block.norm1(x)
         if self._class_only:
             q, k, v = attn.heads(normed[:, :1], normed)
-            qkv, x = torch.cat((k, v), dim=1).transpose(1, 2).flatten(2), x[:, :1]
+            query, x = GateMemory(*np.empty((2, 0, self._dim), np.float32)), x[:, :1]
         else:
-            qkv = attn.qkv(normed)
-            q, k, v = (part.unflatten(-1, (self._heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+            q, k, v = attn.heads(normed)
+            query = _memory(normed.clone(), _rows(q))
         looked = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         projected = block.ls1(attn.proj(looked))
         x = x + projected
         middle = block.norm2(x)
         fed = block.ls2(block.mlp(middle))
-        gates = (_memory(normed, qkv), _memory(looked, projected), _memory(middle, fed))
+        kv = torch.cat((_rows(k), _rows(v)), dim=-1)
+        gates = (query, _memory(normed, kv), _memory(looked, projected), _memory(middle, fed))
         return x + fed, BlockMemory(*gates, AttentionWatch.of(rows))
 
     def gated(self, index: int, lanes: Sequence[Lane]) -> None:
         """Take the lanes' tokens through this block, in place."""
         memories = [lane.cache.blocks[index] for lane in lanes]
-        opened = [self._open(index, lane, memory) for lane, memory in zip(lanes, memories, strict=True)]
-        for pick, computed in zip(opened, _product(self._qkv, opened), strict=True):
-            pick.memory.output[pick.indices] = computed
-        if self._query is not None:
-            self._finish_class(self._query, lanes, memories, opened)
+        if self._class_only:
+            last = [self._open_last(index, lane, memory) for lane, memory in zip(lanes, memories, strict=True)]
+            _store(last, _product(self._kv, last))
+            self._finish_class(lanes, memories, last)
             return
+        asked, opened = zip(
+            *(self._open(index, lane, memory) for lane, memory in zip(lanes, memories, strict=True)), strict=True
+        )
+        _store(opened, _product(self._kv, opened))
+        _store(asked, _product(self._query, asked))
         looked = [
             self._attend(index, lane, memory, pick.indices)
-            for lane, memory, pick in zip(lanes, memories, opened, strict=True)
+            for lane, memory, pick in zip(lanes, memories, asked, strict=True)
         ]
         moved = [pick for pick, _ in looked]
         _settle(lanes, moved, _product(self._proj, moved))
         fed = [self._feed(index, lane, memory.mlp) for lane, memory in zip(lanes, memories, strict=True)]
         _settle(lanes, fed, _product(self._mlp, fed))
-        for lane, first, (second, rows), third in zip(lanes, opened, looked, fed, strict=True):
-            lane.counts.append(Counts(len(first.indices), rows, len(second.indices), len(third.indices)))
+        for lane, query, kv, (proj, rows), mlp in zip(lanes, asked, opened, looked, fed, strict=True):
+            lane.counts.append(Counts(len(query.indices), len(kv.indices), rows, len(proj.indices), len(mlp.indices)))
 
-    def _open(self, index: int, lane: Lane, memory: BlockMemory) -> _Pick:
-        change = self._norm1.measure(lane.x, memory.qkv.reference, lane.normed)
-        chosen = lane.choose(index, "qkv", change)
+    def _open(self, index: int, lane: Lane, memory: BlockMemory) -> tuple[_Pick, _Pick]:
+        """The rows whose query is computed, and those whose key and value are."""
+        change, asked = self._norm1.measure_both(lane.x, memory.kv.reference, memory.query.reference, lane.normed)
+        chosen, queries = lane.choose(index, "kv", change), lane.choose(index, "query", asked)
         memory.watch.moved += float(change[chosen].sum())
-        return _Pick(lane.normed, chosen, memory.qkv, chosen)
+        return _Pick(lane.normed, queries, memory.query, queries), _Pick(lane.normed, chosen, memory.kv, chosen)
+
+    def _open_last(self, index: int, lane: Lane, memory: BlockMemory) -> _Pick:
+        chosen = lane.choose(index, "kv", self._norm1.measure(lane.x, memory.kv.reference, lane.normed))
+        return _Pick(lane.normed, chosen, memory.kv, chosen)
 
     def _attend(self, index: int, lane: Lane, memory: BlockMemory, changed: Indices) -> tuple[_Pick, int]:
         """The rows of attention that moved too far from what the projection saw of them; how many were looked at."""
         rows = lane.look_at(index, changed)
-        looked = self._look(memory.qkv.output[rows, : self._dim], memory)
+        looked = self._look(memory.query.output[rows], memory)
         change = kernels.distances(looked, memory.proj.reference, rows)
         chosen = lane.choose(index, "proj", change, rows)
         learn(memory.watch, rows, change, chosen)
@@ -164,16 +193,13 @@ class _GatedBlock:
     def _look(self, queries: Floats, memory: BlockMemory) -> Floats:
         """(M, D) queries, each over all keys and values of its camera -> (M, D)."""
         split = (self._heads, self._dim // self._heads)
-        known = torch.from_numpy(memory.qkv.output[:, -2 * self._dim :])
-        k, v = known.view(-1, 2, *split).permute(1, 2, 0, 3)[:, None]
+        k, v = torch.from_numpy(memory.kv.output).view(-1, 2, *split).permute(1, 2, 0, 3)[:, None]
         q = torch.from_numpy(queries).view(1, -1, *split).transpose(1, 2)
         looked: Floats = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1).numpy()
         return looked
 
-    def _finish_class(
-        self, query: Layer, lanes: Sequence[Lane], memories: list[BlockMemory], opened: list[_Pick]
-    ) -> None:
-        queries = query(torch.from_numpy(np.stack([lane.normed[0] for lane in lanes]))).numpy()
+    def _finish_class(self, lanes: Sequence[Lane], memories: list[BlockMemory], opened: list[_Pick]) -> None:
+        queries = self._query(torch.from_numpy(np.stack([lane.normed[0] for lane in lanes]))).numpy()
         looked = [self._look(row[None], memory) for row, memory in zip(queries, memories, strict=True)]
         x = torch.from_numpy(np.stack([lane.x[0] for lane in lanes])) + self._proj(
             torch.from_numpy(np.concatenate(looked))
@@ -181,7 +207,7 @@ class _GatedBlock:
         x = x + self._mlp(self._block.norm2(x))
         for lane, row, pick in zip(lanes, x.numpy(), opened, strict=True):
             lane.x = row[None]
-            lane.counts.append(Counts(len(pick.indices), 1, 1, 1))
+            lane.counts.append(Counts(1, len(pick.indices), 1, 1, 1))
 
 
 class _Norm:
@@ -196,23 +222,47 @@ class _Norm:
         """(N, D) -> (N,) lengths of change; the normalised rows are left in `normed`."""
         return kernels.measure(x, self._weight, self._bias, self._eps, reference, normed)
 
+    def measure_both(self, x: Floats, first: Floats, second: Floats, normed: Floats) -> Floats:
+        """The same with two references -> (2, N)."""
+        return kernels.measure_both(x, self._weight, self._bias, self._eps, first, second, normed)
+
+
+def bucket(rows: int) -> int:
+    """A count of rows -> the next that products are made for: sixteen of them from one power of two to the next.
+
+    oneDNN takes about a millisecond to make the code for a product of another size, and keeps a thousand.
+    """
+    step = 1 << max(0, rows.bit_length() - 5)
+    return -(-rows // step) * step
+
 
 def _product(layer: Layer, picks: Sequence[_Pick]) -> list[Floats]:
     """One matrix product for the rows of all cameras; what came of each camera's."""
     ends = list(accumulate(len(pick.places) for pick in picks))
-    rows = np.empty((ends[-1], picks[0].source.shape[1]), np.float32)
+    if not ends[-1]:
+        return [np.empty((0, pick.memory.output.shape[1]), np.float32) for pick in picks]
+    rows = np.empty((bucket(ends[-1]), picks[0].source.shape[1]), np.float32)
+    rows[ends[-1] :] = 0.0
     parts = [slice(end - len(pick.places), end) for end, pick in zip(ends, picks, strict=True)]
     for pick, part in zip(picks, parts, strict=True):
         kernels.let_through(pick.source, pick.places, pick.memory.reference, pick.indices, rows[part])
-    if not len(rows):
-        return [np.empty((0, pick.memory.output.shape[1]), np.float32) for pick in picks]
     computed: Floats = layer(torch.from_numpy(rows)).numpy()
     return [computed[part] for part in parts]
+
+
+def _store(picks: Sequence[_Pick], results: Sequence[Floats]) -> None:
+    for pick, computed in zip(picks, results, strict=True):
+        kernels.store(pick.memory.output, pick.indices, computed)
 
 
 def _settle(lanes: Sequence[Lane], picks: Sequence[_Pick], results: Sequence[Floats]) -> None:
     for lane, pick, rows in zip(lanes, picks, results, strict=True):
         kernels.settle(lane.x, pick.memory.output, pick.indices, rows)
+
+
+def _rows(heads: Tensor) -> Tensor:
+    """(1, heads, N, D / heads) -> (1, N, D), memory of its own."""
+    return heads.transpose(1, 2).flatten(2).contiguous()
 
 
 def _memory(reference: Tensor, output: Tensor) -> GateMemory:

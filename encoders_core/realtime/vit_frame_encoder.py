@@ -1,8 +1,8 @@
 """Any ViT behind the frame-encoder protocol, computing in each frame only the tokens whose change matters.
 
 Limits are set in units of the features: a row may wait while the error that this makes in them, by its importance, stays
-below a share of their spread. Measured on a small trained ViT over fixed cameras, the default share costs an FVU of about
-.015, and the FVU grows about as its square.
+below a share of their spread. Measured on a small trained ViT over fixed cameras, the default share costs an FVU of .007
+to .02, and the FVU grows about as its square.
 """
 
 from collections.abc import Generator, Sequence
@@ -30,10 +30,10 @@ from encoders_core.realtime.token_lane import Counts, Lane
 from encoders_core.realtime.token_pass import TokenPasses
 from encoders_core.weights.files import read_json
 
-ROW_ERROR: Final = 4.5e-5
+ROW_ERROR: Final = 1e-4
 """What letting one row of one gate wait may cost, of the features' standard deviation over many scenes, for a camera whose
-own variance is a hundredth of it. The squared error of the features then is 45 to 157 times the sum of the squares of what
-waits (six clips, 10 and 25 to 30 frames a second), and that sum hardly differs from clip to clip."""
+own variance is a hundredth of it. On six fixed cameras, at 10 and at 24 to 30 frames a second, the FVU then was .007 to .02;
+it grows about as the square of this."""
 _ROUNDING: Final = 1e-5
 """Length of a change that is none: layer-normalised rows, computed twice, differ by less."""
 _WORTH: Final = 0.75
@@ -44,6 +44,9 @@ _REFRESH_PASSES: Final = 256
 """Gated passes in which every row is computed at least once, whatever its change."""
 _STUDY_PASSES: Final = 1500
 """Gated passes after which the importance of rows is measured anew, when there is time."""
+_TRUST: Final = 0.6
+"""How far the measured importance of one row is believed against the mean of its gate: it was measured on a frame or two,
+and what will move there may not have been in them."""
 _START_GROWTH: Final = 3.0
 _GROWTH_RATE: Final = 0.1
 
@@ -124,8 +127,9 @@ class VitFrameEncoder:
         self._dense_fallback = dense_fallback
         self._row_costs = _row_costs(network, self.rows_total)
 
-    def prepare(self, sizes_px: Sequence[int]) -> None:
-        """Nothing is laid out by size: position tables are resized in the pass."""
+    def prepare(self, sizes_px: Sequence[int]) -> None:  # noqa: ARG002  the protocol's signature
+        """Nothing is laid out by the size of pictures (position tables are resized in the pass), but by numbers of rows."""
+        self.passes.prepare()
 
     def new_state(self) -> VitState:
         """A camera not seen yet."""
@@ -143,7 +147,7 @@ class VitFrameEncoder:
         tokens, cache = self._tokens(state, frame), state.cache
         if not cache.warm or cache.limits is None:
             return Rows(self.rows_total, float("inf"), exact=state.scale == 0, settled=True)
-        change, limit = self.passes.first_change(cache, tokens), cache.limits[0, 0]
+        change, limit = self.passes.first_change(cache, tokens), cache.limits[0, GATES.index("kv")]
         relative = change[limit > 0] / limit[limit > 0]
         # The class token is no part of the picture: it is let through always, and never changes here.
         changed = int(np.count_nonzero(relative > 1))
@@ -238,8 +242,8 @@ class VitFrameEncoder:
         """What a gated pass showed of how change spreads, and whether it was worth it."""
         state.passes += 1
         state.counts, state.owes = lane.counts, lane.cut_off
-        at_input = max(1, lane.counts[0].qkv)
-        widest = max(max(count.qkv, count.proj, count.mlp) for count in lane.counts)
+        at_input = max(1, lane.counts[0].kv)
+        widest = max(max(count.kv, count.proj, count.mlp) for count in lane.counts)
         state.growth += _GROWTH_RATE * (widest / at_input - state.growth)
         worth = not self._dense_fallback or self._work_share(lane.counts) < _WORTH
         state.failures = 0 if worth else state.failures + 1
@@ -248,7 +252,7 @@ class VitFrameEncoder:
     def _work_share(self, counts: Sequence[Counts]) -> float:
         """Multiplications of a gated pass over those of a dense one."""
         whole = Counts(*[self.rows_total] * len(Counts._fields))
-        last = Counts(self.rows_total, 1, 1, 1) if self.passes.network.config.pool == "cls" else whole
+        last = Counts(1, self.rows_total, 1, 1, 1) if self.passes.network.config.pool == "cls" else whole
         dense = (len(counts) - 1) * np.dot(self._row_costs, whole) + np.dot(self._row_costs, last)
         return float(np.sum(np.asarray(counts) @ self._row_costs) / dense)
 
@@ -260,9 +264,10 @@ class VitFrameEncoder:
         # A row of a costlier gate may cost more error: the sum of work falls the most for a given sum of squares.
         costs = self._row_costs[[Counts._fields.index(gate) for gate in GATES]]
         allowed = error * np.sqrt(costs / costs.mean())[None, :, None]
-        limits = np.maximum(allowed / np.maximum(importance, np.finfo(np.float32).tiny), _ROUNDING).astype(np.float32)
-        if self.passes.network.config.pool == "cls":
-            limits[:, :, 0] = -1.0  # the class token is what is read
+        first = int(self.passes.network.config.pool == "cls")
+        shrunk = np.maximum(_shrunk(importance[:, :, first:]), np.finfo(np.float32).tiny)
+        limits = np.full_like(importance, -1.0)  # the class token is what is read
+        limits[:, :, first:] = np.maximum(allowed / shrunk, _ROUNDING)
         state.cache.limits = limits
 
     def _tokens(self, state: VitState, frame: NDArray[np.uint8]) -> Floats:
@@ -330,6 +335,13 @@ def _guessed_variance(network: VisionTransformer, spec: InputSpec) -> float:
     return float(features.square().sum(dim=1).mean()) / 2
 
 
+def _shrunk(importance: Floats) -> Floats:
+    """(..., N) -> the same, each row's square drawn towards the mean square of its gate, on a scale of logarithms."""
+    squares = np.square(importance, dtype=np.float64)
+    mean = np.maximum(squares.mean(axis=-1, keepdims=True), np.finfo(np.float64).tiny)
+    return np.asarray(np.sqrt(mean * (squares / mean) ** _TRUST), np.float32)
+
+
 def _sizes_px(own: int, patch: int) -> tuple[int, ...]:
     """Its own size, then five sevenths and half of it, in whole patches."""
     smaller = {max(patch, round(own * share / patch) * patch) for share in (5 / 7, 1 / 2)}
@@ -337,7 +349,7 @@ def _sizes_px(own: int, patch: int) -> tuple[int, ...]:
 
 
 def _row_costs(network: VisionTransformer, rows: int) -> NDArray[np.float64]:
-    """(4,): multiplications for a row of QKV, attention, projection and feed-forward, in the order of `Counts`."""
+    """(5,): multiplications for a row of each layer, in the order of `Counts`."""
     dim, config = network.config.embed_dim, network.config
     feed = (3 if config.swiglu else 2) * dim * config.mlp_width
-    return np.array([3 * dim * dim, 2 * rows * dim, dim * dim, feed], np.float64)
+    return np.array([dim * dim, 2 * dim * dim, 2 * rows * dim, dim * dim, feed], np.float64)

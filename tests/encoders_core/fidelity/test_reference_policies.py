@@ -86,7 +86,7 @@ def test_higher_thresholds_compute_fewer_rows_from_the_same_state() -> None:
     rows = [play(gated(tau), [SCENE, SCENE // 2])[1].rows for tau in (0.0, 0.1, 0.3, 1.0, 100.0)]
 
     assert rows == sorted(rows, reverse=True)
-    assert rows[-1] == 3 + 3 + 3  # the class token at every gate
+    assert rows[-1] == 3 * 4  # the class token at every layer
 
 
 def test_random_tokens_are_the_same_after_a_reset() -> None:

@@ -38,18 +38,18 @@ def test_what_ships_is_replayed_with_the_rows_that_its_attention_looked_at() -> 
 
 
 def test_rows_are_brought_to_another_depth_and_number_of_tokens() -> None:
-    rows = np.array([[17, 17, 17, 17], [4, 17, 8, 2], [17, 1, 1, 1]])
+    rows = np.array([[17, 17, 17, 17, 17], [2, 4, 17, 8, 2], [1, 17, 1, 1, 1]])
 
     found = Recording([rows, None], 17).for_model(depth=6, tokens=34)
 
     assert found.rows[1] is None
     assert found.rows[0] is not None
-    assert found.rows[0][:, 0].tolist() == [34, 34, 8, 8, 34, 34]
-    assert found.rows[0][:, 3].tolist() == [34, 34, 4, 4, 2, 2]
+    assert found.rows[0][:, 1].tolist() == [34, 34, 8, 8, 34, 34]
+    assert found.rows[0][:, 4].tolist() == [34, 34, 4, 4, 2, 2]
 
 
 def test_held_frames_are_held_again() -> None:
-    rows = np.full((3, 4), 17)
+    rows = np.full((3, 5), 17)
     policy = Replay(small_vit(), Recording([rows, None, rows], 17))
 
     assert [policy.step(CLIP.frames[0], 0).encoded for _ in range(3)] == [True, False, True]

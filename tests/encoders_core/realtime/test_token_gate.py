@@ -143,7 +143,7 @@ def test_a_copied_session_shares_the_weights() -> None:
     twin = session.copy()
     assert twin._encoder is session._encoder
     assert twin._state is not session._state
-    memory, copied = (one._state.cache.blocks[0].qkv.output for one in (session, twin))
+    memory, copied = (one._state.cache.blocks[0].kv.output for one in (session, twin))
     assert np.array_equal(memory, copied)
     assert not np.shares_memory(memory, copied)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from encoders_core.draining import drain
 from encoders_core.models.layers import Block
@@ -17,14 +17,16 @@ from tests.encoders_core.realtime.tiny_vits import FAMILIES, PATCH, tiny_vit
 SMALL: dict[str, Any] = {"img_size": (2 * PATCH, 2 * PATCH), "embed_dim": 12, "depth": 2}
 
 
-def gate_module(block: Block, gate: Gate) -> nn.Module:
-    return {"qkv": block.attn.qkv, "proj": block.attn.proj, "mlp": block.mlp}[gate]
-
-
 @contextmanager
-def moved(module: nn.Module, by: Tensor) -> Iterator[None]:
-    """Rows (N, D) are added to the input of this module."""
-    handle = module.register_forward_pre_hook(lambda _, inputs: (inputs[0] + by, *inputs[1:]))
+def moved(block: Block, gate: Gate, by: Tensor) -> Iterator[None]:
+    """Rows (N, D) are added to the input of what this gate stands before."""
+    if gate in ("proj", "mlp"):
+        module = block.attn.proj if gate == "proj" else block.mlp
+        handle = module.register_forward_pre_hook(lambda _, inputs: (inputs[0] + by, *inputs[1:]))
+    else:
+        weight, dim = block.attn.qkv.weight, by.shape[1]
+        part = torch.arange(3 * dim) < dim if gate == "query" else torch.arange(3 * dim) >= dim
+        handle = block.attn.qkv.register_forward_hook(lambda _, __, out: out + (by @ weight.T) * part)
     try:
         yield
     finally:
@@ -32,11 +34,11 @@ def moved(module: nn.Module, by: Tensor) -> Iterator[None]:
 
 
 def exact_importance(network: VisionTransformer, image: Tensor) -> Tensor:
-    """(depth, 3, N): from the whole derivative of the features by the input of each gate."""
+    """(depth, 4, N): from the whole derivative of the features by the input of each gate."""
 
-    def features_moved(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    def features_moved(block: Block, gate: Gate) -> Callable[[Tensor], Tensor]:
         def features(by: Tensor) -> Tensor:
-            with moved(module, by):
+            with moved(block, gate, by):
                 return network.forward_head(network.forward_features(image))[0]
 
         return features
@@ -45,9 +47,7 @@ def exact_importance(network: VisionTransformer, image: Tensor) -> Tensor:
     found = []
     for block in network.layers:
         for gate in GATES:
-            derivative = torch.autograd.functional.jacobian(
-                features_moved(gate_module(block, gate)), torch.zeros(rows, dim)
-            )
+            derivative = torch.autograd.functional.jacobian(features_moved(block, gate), torch.zeros(rows, dim))
             found.append((derivative.square().sum(dim=(0, 2)) / dim).sqrt())
     return torch.stack(found).unflatten(0, (-1, len(GATES)))
 
@@ -61,7 +61,7 @@ def test_many_probes_come_close_to_the_exact_derivative(family: str) -> None:
     network = tiny_vit(family, **SMALL)
     exact = exact_importance(network, picture())
     found = drain(importance_steps(network, picture(), seed=0, probes=400))
-    assert found.shape == exact.shape == (2, 3, network.config.prefix + 4)
+    assert found.shape == exact.shape == (2, 4, network.config.prefix + 4)
     reached = exact > 1e-6 * exact.max()
     assert (found[~reached] <= 1e-5 * exact.max()).all()
     deviation = (found[reached] / exact[reached] - 1).abs()
@@ -72,8 +72,9 @@ def test_many_probes_come_close_to_the_exact_derivative(family: str) -> None:
 def test_rows_that_the_features_never_see_matter_nothing() -> None:
     """Behind the last block's attention, class-token features depend on the class token alone."""
     found = drain(importance_steps(tiny_vit(**SMALL), picture(), seed=0))
-    assert (found[-1, 1:, 1:] == 0).all()
-    assert (found[-1, 1:, 0] > 0).all()
+    all_but_kv = [0, 2, 3]
+    assert (found[-1, all_but_kv, 1:] == 0).all()
+    assert (found[-1, all_but_kv, 0] > 0).all()
     assert (found[0] > 0).all()
 
 

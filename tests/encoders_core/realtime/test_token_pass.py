@@ -13,7 +13,7 @@ from encoders_core.errors import OptionError
 from encoders_core.models.vit import VisionTransformer
 from encoders_core.packing import pack_linears
 from encoders_core.preprocessing import normalise
-from encoders_core.realtime.token_cache import Gate, TokenCache, memory_bytes
+from encoders_core.realtime.token_cache import GATES, BlockMemory, Gate, TokenCache, memory_bytes
 from encoders_core.realtime.token_lane import Lane
 from encoders_core.realtime.token_pass import TokenPasses
 from tests.encoders_core.realtime.tiny_vits import (
@@ -45,7 +45,7 @@ def dense(passes: TokenPasses, frame: Frame, limit: float = ROUNDING) -> TokenCa
     """A warm camera whose gates let every change above `limit` through."""
     cache, config = TokenCache(), passes.network.config
     drain(passes.dense(cache, passes.embed(image(frame))))
-    cache.limits = np.full((config.depth, 3, len(cache.blocks[0].qkv.reference)), limit, np.float32)
+    cache.limits = np.full((config.depth, 4, len(cache.blocks[0].kv.reference)), limit, np.float32)
     cache.importance = np.ones_like(cache.limits)
     if config.pool == "cls":
         cache.limits[:, :, 0] = -1
@@ -86,9 +86,9 @@ def made(family: str, *, packed: bool) -> TokenPasses:
 
 
 @torch.inference_mode()
-def attention(network: VisionTransformer, qkv: Floats) -> Floats:
-    """(N, 3 D) -> (N, D), of all rows."""
-    heads = network.config.num_heads
+def attention(network: VisionTransformer, memory: BlockMemory) -> Floats:
+    """Queries, keys and values of a block -> (N, D), of all rows."""
+    heads, qkv = network.config.num_heads, np.concatenate((memory.query.output, memory.kv.output), axis=1)
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(0, 1) for part in torch.from_numpy(qkv).chunk(3, dim=-1))
     looked: Floats = scaled_dot_product_attention(q[None], k[None], v[None])[0].transpose(0, 1).flatten(1).numpy()
     return looked
@@ -113,8 +113,8 @@ def test_exact_gated_passes_equal_the_network_where_some_patches_change(family: 
         got, lane = gated(passes, cache, frame, exact=True)
         assert distance(got, network_of(passes, frame)) < 1e-5
         prefix, fixed = passes.network.config.prefix, [0] if passes.network.config.pool == "cls" else []
-        assert lane.chosen[0, "qkv"].tolist() == [*fixed, *(prefix + patch for patch in patches)]
-        assert lane.counts[0].qkv == len(lane.chosen[0, "qkv"])
+        assert lane.chosen[0, "kv"].tolist() == [*fixed, *(prefix + patch for patch in patches)]
+        assert lane.counts[0].kv == len(lane.chosen[0, "kv"])
 
 
 def test_exact_gated_passes_equal_the_network_on_random_rows_of_any_size() -> None:
@@ -152,20 +152,22 @@ def test_selected_rows_equal_a_dense_recomputation_from_the_same_inputs(family: 
         for index, (block, memory) in enumerate(zip(passes.network.layers, cache.blocks, strict=True)):
             if config.pool == "cls" and index == config.depth - 1:
                 continue  # its class token is computed each time
-            rows = {gate: lane.chosen[index, gate] for gate in ("qkv", "proj", "mlp")}
-            for gate in ("qkv", "mlp"):
-                memory_of = memory.qkv if gate == "qkv" else memory.mlp
+            rows = {gate: lane.chosen[index, gate] for gate in GATES}
+            for gate, memory_of in (("query", memory.query), ("kv", memory.kv), ("mlp", memory.mlp)):
                 np.testing.assert_array_equal(memory_of.reference[rows[gate]], lane.inputs[index, gate][rows[gate]])
-            seen = attention(passes.network, memory.qkv.output)
+            seen = attention(passes.network, memory)
             np.testing.assert_allclose(memory.proj.reference[rows["proj"]], seen[rows["proj"]], rtol=1e-4, atol=1e-5)
             with torch.inference_mode():
+                dim = config.embed_dim
                 expected = {
-                    "qkv": block.attn.qkv(torch.from_numpy(memory.qkv.reference)),
+                    "query": block.attn.qkv(torch.from_numpy(memory.query.reference))[:, :dim],
+                    "kv": block.attn.qkv(torch.from_numpy(memory.kv.reference))[:, dim:],
                     "proj": block.ls1(block.attn.proj(torch.from_numpy(memory.proj.reference))),
                     "mlp": block.ls2(block.mlp(torch.from_numpy(memory.mlp.reference))),
                 }
-            for gate, stored in (("qkv", memory.qkv), ("proj", memory.proj), ("mlp", memory.mlp)):
-                np.testing.assert_allclose(stored.output, expected[gate].numpy(), rtol=1e-4, atol=1e-5)
+            for gate in GATES:
+                stored = getattr(memory, gate).output
+                np.testing.assert_allclose(stored, expected[gate].numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_rows_not_selected_stay_within_their_limit() -> None:
@@ -175,13 +177,13 @@ def test_rows_not_selected_stay_within_their_limit() -> None:
     for frame in walk(40)[1:]:
         _, lane = gated(passes, cache, frame)
         for index, memory in enumerate(cache.blocks):
-            change = np.linalg.norm(lane.inputs[index, "qkv"] - memory.qkv.reference, axis=1)
+            change = np.linalg.norm(lane.inputs[index, "kv"] - memory.kv.reference, axis=1)
             assert change.max() <= limit + 1e-5
             if index == len(cache.blocks) - 1:
                 continue
             change = np.linalg.norm(lane.inputs[index, "mlp"] - memory.mlp.reference, axis=1)
             assert change.max() <= limit + 1e-5
-            drift = np.linalg.norm(attention(passes.network, memory.qkv.output) - memory.proj.reference, axis=1)
+            drift = np.linalg.norm(attention(passes.network, memory) - memory.proj.reference, axis=1)
             assert drift[lane.looked[index]].max() <= limit + 1e-5
             drifts.append(drift / limit)
     relative = np.array(drifts)
@@ -201,9 +203,18 @@ def test_change_below_the_limit_adds_up_until_it_is_let_through() -> None:
         tokens[9] += direction * np.float32(0.03 * step)
         lane = Witness(cache, tokens)
         drain(passes.gated([lane]))
-        let_through.append(9 in lane.chosen[0, "qkv"])
+        let_through.append(9 in lane.chosen[0, "kv"])
     assert not let_through[0]
     assert 1 <= sum(let_through) < 15
+
+
+def test_a_row_may_have_moved_less_the_longer_it_was_not_computed() -> None:
+    cache, limit, moved = TokenCache(), 1.0, np.array([1.0, 0.6, 0.6], np.float32)
+    cache.limits = np.full((1, len(GATES), 3), limit, np.float32)
+    cache.ages = np.ones_like(cache.limits)
+    lane = Lane(cache, np.zeros((3, 4), np.float32))
+    passes = [lane.choose(0, "mlp", moved).tolist() for _ in range(8)]
+    assert passes == [[], [0], [], [0], [], [0], [], [0, 1, 2]]  # 0.6 of its limit until the fourth root of 8
 
 
 def test_higher_limits_never_let_more_rows_of_a_gate_through() -> None:
@@ -212,7 +223,7 @@ def test_higher_limits_never_let_more_rows_of_a_gate_through() -> None:
         before = None
         for limit in (ROUNDING, 0.1, 0.3, 1.0, 3.0):
             _, lane = gated(passes, dense(passes, frames[0], limit), frame)
-            chosen = set(lane.chosen[0, "qkv"].tolist())
+            chosen = set(lane.chosen[0, "kv"].tolist())
             assert before is None or chosen <= before
             before = chosen
 
@@ -225,7 +236,7 @@ def test_row_cap_holds_in_every_gate_and_the_rest_is_made_up_for(row_cap: int) -
     for _ in range(400):
         got, lane = gated(passes, cache, frame, row_cap=row_cap, exact=True)
         assert all(len(rows) <= row_cap for rows in lane.chosen.values())
-        assert all(max(count.qkv, count.proj, count.mlp) <= row_cap for count in lane.counts)
+        assert all(max(count.kv, count.proj, count.mlp) <= row_cap for count in lane.counts)
         if distance(got, expected) < 1e-5:
             break
     assert distance(got, expected) < 1e-5
@@ -233,10 +244,11 @@ def test_row_cap_holds_in_every_gate_and_the_rest_is_made_up_for(row_cap: int) -
 
 def test_under_a_cap_the_rows_go_first_that_are_furthest_over_their_limit() -> None:
     cache = TokenCache()
-    cache.limits = np.array([[[1, 1, 1, 0.1, -1]]] * 3, np.float32).reshape(1, 3, 5)
+    cache.limits = np.array([[[1, 1, 1, 0.1, -1]]] * 4, np.float32).reshape(1, 4, 5)
+    cache.ages = np.ones_like(cache.limits)
     lane = Lane(cache, np.zeros((5, 4), np.float32), row_cap=3)
     change = np.array([2, 9, 3, 0.5, 0], np.float32)
-    assert lane.choose(0, "qkv", change).tolist() == [1, 3, 4]
+    assert lane.choose(0, "kv", change).tolist() == [1, 3, 4]
     assert lane.choose(0, "proj", change[:3], np.array([0, 1, 2])).tolist() == [0, 1, 2]
     lane.row_cap = 1
     assert lane.choose(0, "mlp", change).tolist() == [4]
@@ -248,15 +260,15 @@ def test_nothing_changed_computes_the_class_token_alone(family: str) -> None:
     cache = dense(passes, scene(0))
     got, lane = gated(passes, cache, scene(0))
     lonely = 1 if passes.network.config.pool == "cls" else 0
-    assert all(count.qkv == count.proj == count.mlp == lonely for count in lane.counts)
+    assert all(count.kv == count.proj == count.mlp == lonely for count in lane.counts)
     assert distance(got, network_of(passes, scene(0))) < 1e-5
 
 
 def test_last_block_of_a_class_token_model_computes_that_token_alone() -> None:
     passes = made("timm, class token", packed=False)
     _, lane = gated(passes, dense(passes, scene(0)), scene(1))
-    assert lane.counts[-1] == (37, 1, 1, 1)
-    assert lane.counts[0] == (37, 37, 37, 37)
+    assert lane.counts[-1] == (1, 37, 1, 1, 1)
+    assert lane.counts[0] == (37, 37, 37, 37, 37)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])

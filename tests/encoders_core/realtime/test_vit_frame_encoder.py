@@ -97,7 +97,7 @@ def test_at_scale_0_block_0_computes_the_changed_rows_and_what_is_refreshed() ->
         frame = redrawn(frame, patches, seed=step)
         class_token, refreshed = 0, state.cache.next_refresh
         see(encoder, state, frame)
-        assert state.counts[0].qkv == len({class_token, refreshed, *(1 + patch for patch in patches)})
+        assert state.counts[0].kv == len({class_token, refreshed, *(1 + patch for patch in patches)})
 
 
 @pytest.mark.skipif(not CLIPS, reason="CAMVEC_CLIPS names no folder of clips")
@@ -113,11 +113,11 @@ def test_at_scale_0_gated_passes_equal_the_network_on_a_real_clip() -> None:
 
 def disturbance(rows: int, gate: str) -> NDArray[np.float32]:
     """Of changing sign: what is the same for a whole row does not get through a layer norm."""
-    width = SHAPE["embed_dim"] * (3 if gate == "qkv" else 1)
+    width = SHAPE["embed_dim"] * (2 if gate == "kv" else 1)
     return np.random.default_rng(0).standard_normal((rows, width)).astype(np.float32)
 
 
-@pytest.mark.parametrize("gate", ["qkv", "proj", "mlp"])
+@pytest.mark.parametrize("gate", ["query", "kv", "proj", "mlp"])
 def test_stale_rows_are_found_by_the_rolling_refresh(gate: str) -> None:
     encoder = tiny_encoder("SigLIP", dense_fallback=False)
     frame = scene(0)
@@ -146,11 +146,11 @@ def test_a_small_change_is_updated_although_large_ones_fill_the_cap() -> None:
     state, cap = warmed(encoder, scene(0)), encoder.buckets[0]
     small = scene(0)
     small[40:48, 40:48] += 3  # the last patch, row 36
-    stale = state.cache.blocks[0].qkv.reference[36].copy()
+    stale = state.cache.blocks[0].kv.reference[36].copy()
     for step in range(module._REFRESH_PASSES):
         see(encoder, state, redrawn(small, list(range(20)), seed=step), row_cap=cap)
-        assert max(count.qkv for count in state.counts) <= cap
-        if not np.array_equal(state.cache.blocks[0].qkv.reference[36], stale):
+        assert max(count.kv for count in state.counts) <= cap
+        if not np.array_equal(state.cache.blocks[0].kv.reference[36], stale):
             break
     tokens = encoder.passes.embed(encoder._normalised(redrawn(small, list(range(20)), seed=step)))
     assert encoder.passes.first_change(state.cache, tokens)[36] < 1e-5
@@ -162,7 +162,7 @@ def test_row_cap_holds_in_every_gate(bucket: int) -> None:
     state, cap = warmed(encoder, scene(0), scale=0.1), encoder.buckets[bucket]
     for seed in range(6):
         see(encoder, state, scene(seed), row_cap=cap)
-        assert all(max(count.qkv, count.proj, count.mlp) <= cap for count in state.counts)
+        assert all(max(count.kv, count.proj, count.mlp) <= cap for count in state.counts)
 
 
 def test_more_tolerance_never_computes_more_rows_of_the_same_camera() -> None:
@@ -172,7 +172,7 @@ def test_more_tolerance_never_computes_more_rows_of_the_same_camera() -> None:
         state = copy.deepcopy(warm)
         encoder.set_fidelity(state, scale)
         see(encoder, state, walk(7)[-1])
-        rows.append(state.counts[0].qkv)
+        rows.append(state.counts[0].kv)
     assert rows == sorted(rows, reverse=True)
     assert rows[0] > rows[-1]
 
