@@ -231,13 +231,18 @@ class RealtimeVideoEncoder:
         others = self.scheduler.companions(job, now_ns) if packed else []
         return RealtimeJob(self, job, [RealtimeJob(self, other) for other in others]), dropped
 
+    @property
+    def idle(self) -> bool:
+        """Whether neither a frame nor an audit waits: until something comes, there is nothing to ask for."""
+        return self.scheduler.idle and (self._auditor is None or self._auditor.idle)
+
     def may_step(self, job: RealtimeJob) -> bool:
         """Whether `job` should go on now: one in the background only in slack time, or when its camera waits for it."""
         return not job.background or self.scheduler.waits(job.camera) or self._has_slack()
 
     def audit_step(self, *, in_slack: bool = False) -> bool:
         """One block of an audit, if a frame waits for one; `in_slack`: and if nothing else is to do or expected meanwhile."""
-        if self._auditor is None or (in_slack and not self._has_slack()):
+        if self._auditor is None or self._auditor.idle or (in_slack and not self._has_slack()):
             return False
         started_ns = self.clock()
         stepped = self._auditor.step()
