@@ -202,8 +202,9 @@ class EncodeWorker:
             queue_us=max(0, (started_ns - arrived.received_ns) // 1000),
             encode_us=max(0, (now_ns - started_ns) // 1000),
         )
-        for stage in ("transfer", "queue", "encode"):
-            self._health.time(stage, getattr(stages, f"{stage}_us"))
+        self._health.time("transfer", stages.transfer_us)
+        self._health.time("queue", stages.queue_us)
+        self._health.time("encode", stages.encode_us)
         return stages
 
     # ---- what comes in

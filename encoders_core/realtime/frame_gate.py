@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders_core.config import GateConfig
-from encoders_core.realtime.change import Change, NoiseFloor, Reduced, identical, measure, reduce_frame
+from encoders_core.realtime.change import Change, NoiseFloor, Reduced, identical, measure
+from encoders_core.realtime.change_kernels import distance, reduce_frame
 from encoders_core.realtime.spread import MEMORY_FRAMES, Spread
 
 Reason = Literal["held", "cold", "change", "cut", "light", "max_hold", "audit"]
@@ -118,8 +119,7 @@ class FrameGate:
     def learn(self, features: NDArray[np.float32]) -> None:
         """(D,) float32, the un-normalised features of the frame of the last `begin`."""
         if self._pending is not None and self._features is not None:
-            difference = (features - self._features).astype(np.float64)
-            error = float(difference @ difference) / self._calibration.variance
+            error = distance(features, self._features) / self._calibration.variance
             self._budget.observe(self._pending, error)
         self._pending = None
         self._features = features

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from encoders_core.config import QUALITY_TARGETS, AuditConfig, GateConfig, Priority, QualityLevel, TemporalConfig
 from encoders_core.errors import EncoderError, InputError, OptionError
+from encoders_core.realtime import change
 from encoders_core.realtime.audit import Auditor
 from encoders_core.realtime.fidelity import Fidelity
 from encoders_core.realtime.frame_encoder import EncoderDescriptor, FrameEncoder, ScalableFrameEncoder, fingerprint
@@ -259,6 +260,8 @@ class RealtimeVideoEncoder:
 
         Of a model that can do with fewer rows, each of its row caps is timed as well.
         """
+        if self._gate:
+            change.prepare(self.frame_encoder.descriptor.input.size_hw)
         costs_ns = profile(self.frame_encoder, passes, clock=self.clock, cpu_clock=self.cpu_clock)
         for row_cap, costs in costs_ns.items():
             for cost_ns, cpu_ns in costs:

@@ -94,7 +94,7 @@ def _distances(rows: Floats, reference: Floats, indices: Indices) -> Floats:
     return change
 
 
-def _compiled(loops: FunctionT, plain: FunctionT) -> FunctionT:
+def compiled(loops: FunctionT, plain: FunctionT) -> FunctionT:
     """`loops` compiled, its machine code kept on disk where that is possible; `plain` without numba.
 
     Sums may be taken in another order than written, which is what lets the compiler use vector registers.
@@ -110,7 +110,7 @@ def _compiled(loops: FunctionT, plain: FunctionT) -> FunctionT:
     return compiled
 
 
-settle = _compiled(_settle, plain_settle)
-measure = _compiled(_measure, plain_measure)
-let_through = _compiled(_let_through, plain_let_through)
-distances = _compiled(_distances, plain_distances)
+settle = compiled(_settle, plain_settle)
+measure = compiled(_measure, plain_measure)
+let_through = compiled(_let_through, plain_let_through)
+distances = compiled(_distances, plain_distances)

@@ -189,10 +189,9 @@ class End:
     def read_monitor(self) -> None:
         """Count what the monitor has to say; call it when `monitor` is readable."""
         for _ in range(DRAIN_AT_ONCE):
-            try:
-                event, *_ = receive_now(self.monitor)
-            except zmq.Again:
+            if not has_message(self.monitor):
                 return
+            event, *_ = receive_now(self.monitor)
             if int.from_bytes(event[:2], "little") == zmq.Event.DISCONNECTED:
                 self.lost_connections += 1
             else:
