@@ -145,7 +145,9 @@ def to_wire_vector(vector: bytes, dtype: Dtype) -> bytes:
     if not 1 <= len(values) <= MAX_DIM:
         raise WireError(f"expected a vector of 1 to {MAX_DIM} numbers, got {len(values)}")
     # A NaN fails every comparison, and nothing within these bounds overflows a half. Of unit length as a rule: one product.
-    if not values.dot(values) <= MAX_VALUE:
+    with np.errstate(over="ignore"):
+        square = values.dot(values)
+    if not square <= MAX_VALUE:
         low, high = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))
         if not (low >= -MAX_VALUE and high <= MAX_VALUE):
             raise WireError(f"expected a vector of numbers within {MAX_VALUE:g}, got {low:g} to {high:g}")
