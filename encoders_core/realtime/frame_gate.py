@@ -7,6 +7,7 @@ measures the error of the held frames without bias), the threshold by a controll
 `target_fvu * variance of the camera's vectors` evenly over time. At the start the model's own figures stand in.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -171,7 +172,8 @@ class _ErrorBudget:
         self.mean_error += max(1 / self._frames, 1 / MEMORY_FRAMES) * (spent - self.mean_error)
         if budget > 0:
             step = _RATIO_RATE * (1 - min(spent / budget, _MAX_DEBT))
-            self._ratio = float(np.clip(self._ratio * np.exp(step), *_RATIO_RANGE))
+            low, high = _RATIO_RANGE
+            self._ratio = min(max(self._ratio * math.exp(step), low), high)
         return wanted
 
     def audit_due(self) -> bool:

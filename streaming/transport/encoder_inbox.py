@@ -50,8 +50,8 @@ class EncoderInbox(Bound):
         self._waiter = select.poll()
         self._watched: set[int] = set()
         self._next_repeat_ns = self._next_check_ns = 0
-        self._drained = False
-        """Nothing is there: the descriptor tells of what comes, unless something is sent, which can consume its signal."""
+        self._drained = self._called = False
+        """Nothing is there: the descriptor tells of what comes, unless something is sent, which can consume its signal. It has just told."""
         self._part: zmq.Frame
         """The last part of the message in hand."""
         self.stale_frames = 0
@@ -106,7 +106,7 @@ class EncoderInbox(Bound):
             if descriptor in self._watched:
                 events.append(Readable(descriptor))
             else:
-                self._drained = False
+                self._drained, self._called = False, True
 
     def ack(self, camera: str, up_to_seq: int, pace_us: int = 0) -> None:
         """Frames of `camera` up to `up_to_seq` are done with: their credits go back, with the pace from now on.
@@ -137,10 +137,17 @@ class EncoderInbox(Bound):
     def _drain(self, events: list[Event], now_ns: int) -> None:
         """Take what has come. Nothing is asked where nothing can have come: each question is a system call."""
         for _ in range(MESSAGES_PER_POLL):
-            if self._drained or not has_message(self._end.socket):  # asking is cheaper than zmq.Again
+            if self._drained or not (self._called or has_message(self._end.socket)):
                 self._drained = True
                 break
-            self._take(receive_part(self._end.socket).bytes, events)
+            called, self._called = self._called, False
+            try:
+                identity = receive_part(self._end.socket).bytes
+            except zmq.Again:  # dearer than asking, and rare: what called was no message
+                if not called:
+                    raise
+                continue
+            self._take(identity, events)
         if self._drained and now_ns >= self._next_check_ns:
             self._next_check_ns = now_ns + ACK_REPEAT_NS
             # Only now: a Hello may have waited while this process was busy or stopped.

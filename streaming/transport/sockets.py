@@ -269,10 +269,14 @@ class LoopReader:
             self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
-        for _ in range(DRAIN_AT_ONCE):
-            if not self._open or not has_message(self._socket):  # asking is cheaper than zmq.Again
+        for taken in range(DRAIN_AT_ONCE):
+            # At first there is one as a rule; from then on asking is cheaper than zmq.Again.
+            if not self._open or (taken and not has_message(self._socket)):
                 return
-            parts = receive_now(self._socket)
+            try:
+                parts = receive_now(self._socket)
+            except zmq.Again:
+                return
             try:
                 self._on_message(parts)
             except Exception:
