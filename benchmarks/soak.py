@@ -1,9 +1,10 @@
 """Whether a process of the daemon grows: resident memory between the 10,000th and the 100,000th captured frame.
 
-    python benchmarks/soak.py [--frames 100000] [--cameras 4] [--fps 100] [--json]
+    python benchmarks/soak.py [--frames 100000] [--cameras 4] [--fps 100] [--fvu 0.0005] [--json]
 
 `camvec run` at its defaults reads small, fast RTSP cameras (the built-in street, 320x176, looped); about 5 minutes with the
-defaults, longer where the machine cannot send that fast. Growth: the median of the samples of the last 5 % of the frames
+defaults, longer where the machine cannot send that fast. `--fvu`: the target of the gates, strict, so that many frames become
+vectors and the publisher has work. Growth: the median of the samples of the last 5 % of the frames
 less that of the 5 % from the 10,000th on (of shorter runs: from a tenth on). Exit code 1 when a process grew by 5 MB or more.
 """
 
@@ -64,7 +65,8 @@ async def soak(options: argparse.Namespace, folder: Path, progress: Progress) ->
         feed = await stack.enter_async_context(feeding(clip, ["camvec"], cameras, log))
         feed.connect()
         subscriber = await stack.enter_async_context(FeatureSubscriber(f"mqtt://127.0.0.1:{port}"))
-        pids = await stack.enter_async_context(daemon(folder, feed.urls("camvec", cameras), port))
+        sections = {"encoder": {"fidelity": {"fvu": options.fvu}}}
+        pids = await stack.enter_async_context(daemon(folder, feed.urls("camvec", cameras), port, **sections))
         features = subscriber.features()  # held open: without it nothing is counted
         await asyncio.wait_for(anext(features), START_LIMIT_S)
         names: dict[int, str] = {pids()[0]: "supervisor"}
@@ -79,6 +81,7 @@ async def soak(options: argparse.Namespace, folder: Path, progress: Progress) ->
     return {
         "frames": options.frames,
         "cameras": options.cameras,
+        "fvu": options.fvu,
         "seconds": round(time.monotonic() - started_s),
         "vectors": seen.vectors,
         "frames_told": seen.frames,
@@ -125,6 +128,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=100_000)
     parser.add_argument("--cameras", type=int, default=4)
     parser.add_argument("--fps", type=int, default=100)
+    parser.add_argument("--fvu", type=float, default=0.0005)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with (

@@ -24,6 +24,8 @@ MAX_VALUE: Final = 1000.0
 MAX_INT: Final = (1 << 53) - 1
 """The largest integer that JavaScript keeps exactly."""
 MAX_CAUSES: Final = 64
+_FLOAT32: Final = np.dtype("<f4")
+_FLOAT16: Final = np.dtype("<f2")
 
 Format = Literal["msgpack", "json"]
 Dtype = Literal["f2", "f4"]
@@ -139,14 +141,17 @@ _JSON_FEATURE: Final = msgspec.json.Decoder(_JsonFeature)
 
 def to_wire_vector(vector: bytes, dtype: Dtype) -> bytes:
     """Little-endian float32 bytes -> the same values in `dtype`. Raises WireError on what `decode` would refuse."""
-    values = np.frombuffer(vector, dtype="<f4")
+    values = np.frombuffer(vector, _FLOAT32)
     if not 1 <= len(values) <= MAX_DIM:
         raise WireError(f"expected a vector of 1 to {MAX_DIM} numbers, got {len(values)}")
-    # A NaN fails every comparison, and nothing within these bounds overflows a half.
-    low, high = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))
-    if not (low >= -MAX_VALUE and high <= MAX_VALUE):
-        raise WireError(f"expected a vector of numbers within {MAX_VALUE:g}, got {low:g} to {high:g}")
-    return vector if dtype == "f4" else values.astype("<f2").tobytes()
+    # A NaN fails every comparison, and nothing within these bounds overflows a half. Of unit length as a rule: one product.
+    with np.errstate(over="ignore"):
+        square = values.dot(values)
+    if not square <= MAX_VALUE:
+        low, high = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))
+        if not (low >= -MAX_VALUE and high <= MAX_VALUE):
+            raise WireError(f"expected a vector of numbers within {MAX_VALUE:g}, got {low:g} to {high:g}")
+    return vector if dtype == "f4" else values.astype(_FLOAT16).tobytes()
 
 
 def vector_of(message: FeatureMessage) -> NDArray[np.float32]:

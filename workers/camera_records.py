@@ -1,6 +1,9 @@
 """The records of one camera: what the encoder found out, with the account of all the frames in between."""
 
 import time
+from typing import Final
+
+import numpy as np
 
 from encoders_core.realtime.results import StreamFeature
 from streaming.frames import DropCause, Frame, Since
@@ -8,6 +11,8 @@ from streaming.records import FeatureRecord, HeldRecord, ModelDescriptor, Qualit
 from streaming.transport import RecordSender
 from streaming.wire import Tail
 from workers.chain import Chain
+
+_FLOAT32: Final = np.dtype("<f4")
 
 
 class CameraRecords:
@@ -56,7 +61,7 @@ class CameraRecords:
             model_id=model.model_id,
             model=model.fingerprint,
             dim=model.dim,
-            vector=feature.vector.astype("<f4").tobytes(),
+            vector=feature.vector.astype(_FLOAT32, copy=False).tobytes(),
             norm=feature.norm,
             pts_us=frame.pts_us,
             captured_at_us=frame.captured.at_us,
@@ -69,7 +74,7 @@ class CameraRecords:
             cut=quality.cut,
             reset=frame.reset,
             lossless=frame.lossless,
-            temporal=None if feature.temporal is None else feature.temporal.astype("<f4").tobytes(),
+            temporal=None if feature.temporal is None else feature.temporal.astype(_FLOAT32, copy=False).tobytes(),
         )
         self._held = None
         if self._sender.send(record):

@@ -43,7 +43,9 @@ BEAT_NS = 1_000_000_000
 STATS_EVERY = 5
 IDLE_MS = 200.0
 LOOK_EVERY_NS = 4_000_000
-"""While a job runs: a look at the inbox between each two blocks of it would cost more than it gains."""
+"""While something runs that gives way: a look at the inbox between each two blocks would cost more than it gains."""
+LOOK_IN_PASS_NS = 20_000_000
+"""While a warm pass runs, which gives way to nothing: so that credits go back, and a stop is heard."""
 _STOP_SHARE = 0.7
 """Of the grace of a stop: for the jobs in hand; the rest is for the records on their way."""
 
@@ -73,11 +75,11 @@ class EncodeWorker:
         self._cold: RealtimeJob | None = None
         self._stop_at_ns: int | None = None
         self._busy = False
-        self._look_at_ns = 0
+        self._looked_ns = 0
         self._beat_at_ns = 0
         self._beats = 0
         self._done = 0
-        self._encode_cpu_ns = 0
+        self._encode_cpu_ns = self._audit_cpu_ns = 0
         self._broken: set[str] = set()
         """Cameras whose gates the audits have switched off."""
 
@@ -119,18 +121,22 @@ class EncodeWorker:
 
     def _turn(self) -> bool:
         """A look at the inbox if it is time for one, some work. False when stopped and nothing is left to do."""
-        if not self._busy or time.monotonic_ns() >= self._look_at_ns:
+        wait_ns = LOOK_EVERY_NS if self._warm is None else LOOK_IN_PASS_NS
+        if not self._busy or time.monotonic_ns() >= self._looked_ns + wait_ns:
             for event in self._inbox.poll(0 if self._busy else IDLE_MS):
                 self._on_event(event)
-            self._look_at_ns = time.monotonic_ns() + LOOK_EVERY_NS
-        self._busy = worked = self._work()
+            self._looked_ns = time.monotonic_ns()
+        self._busy = self._work()
         now_ns = time.monotonic_ns()
         if now_ns >= self._beat_at_ns:
             self._beat(now_ns)
-        return self._stop_at_ns is None or (worked and now_ns < self._stop_at_ns)
+        return self._stop_at_ns is None or (self._busy and now_ns < self._stop_at_ns)
 
     def _work(self) -> bool:
-        """The most urgent job until the next look, a block of one that gives way, else one of an audit."""
+        """The most urgent job until the next look, a block of one that gives way, else one of an audit.
+
+        False when nothing is left to do until something comes.
+        """
         if self._warm is None:
             job, late = self._encoder.next_job(packed=True)
             for outcome in late:
@@ -142,20 +148,29 @@ class EncodeWorker:
         job = self._warm or self._cold
         stopping = self._stop_at_ns is not None
         if job is None or not (stopping or self._encoder.may_step(job)):
-            return not stopping and self._encoder.audit_step(in_slack=True)
+            return not stopping and self._audit()
         started_ns = time.thread_time_ns()
         done = job.step()
-        while not done and job is self._warm and time.monotonic_ns() < self._look_at_ns:
+        while not done and job is self._warm and time.monotonic_ns() < self._looked_ns + LOOK_IN_PASS_NS:
             done = job.step()
         self._encode_cpu_ns += time.thread_time_ns() - started_ns
-        if done:
-            if job is self._warm:
-                self._warm = None
-            else:
-                self._cold = None
-            for one in (job, *job.companions):
-                self._finish(one)
-        return True
+        if not done:
+            return True
+        if job is self._warm:
+            self._warm = None
+        else:
+            self._cold = None
+        for one in (job, *job.companions):
+            self._finish(one)
+        self._looked_ns = 0  # what came meanwhile may be newer than what waits
+        return stopping or self._cold is not None or not self._encoder.idle
+
+    def _audit(self) -> bool:
+        started_ns = time.thread_time_ns()
+        stepped = self._encoder.audit_step(in_slack=True)
+        if stepped:
+            self._audit_cpu_ns += time.thread_time_ns() - started_ns
+        return stepped
 
     def _finish(self, job: RealtimeJob) -> None:
         arrived: Arrived = job.tag
@@ -187,8 +202,9 @@ class EncodeWorker:
             queue_us=max(0, (started_ns - arrived.received_ns) // 1000),
             encode_us=max(0, (now_ns - started_ns) // 1000),
         )
-        for stage in ("transfer", "queue", "encode"):
-            self._health.time(stage, getattr(stages, f"{stage}_us"))
+        self._health.time("transfer", stages.transfer_us)
+        self._health.time("queue", stages.queue_us)
+        self._health.time("encode", stages.encode_us)
         return stages
 
     # ---- what comes in
@@ -299,6 +315,7 @@ class EncodeWorker:
                 "bad_messages": self._inbox.bad_messages,
                 "encoded": self._done,
                 "encode_cpu_us": self._encode_cpu_ns // 1000,
+                "audit_cpu_us": self._audit_cpu_ns // 1000,
             }
             for camera, found in self._encoder.statistics().items():
                 if found.estimated_fvu is not None:

@@ -21,7 +21,8 @@ from encoders_core.fidelity.subject import DenseVitEncoder
 from encoders_core.models.layers import Block
 from encoders_core.models.vit import VitConfig
 from encoders_core.preprocessing import normalise
-from encoders_core.realtime.change import CELL_PX, LOW_PASS_PX, Reduced, cell_differences, reduce_frame
+from encoders_core.realtime.change import Reduced
+from encoders_core.realtime.change_kernels import CELL_PX, LOW_PASS_PX, cell_differences, reduce_frame
 
 Vector = NDArray[np.float32]
 

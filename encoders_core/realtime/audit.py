@@ -80,6 +80,11 @@ class Auditor:
         if ticket is not None:
             self._release(ticket)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no frame waits for its full pass."""
+        return self._steps is None and not self._waiting
+
     def step(self) -> bool:
         """One block of a full pass. False when no frame waits."""
         if self._steps is None:

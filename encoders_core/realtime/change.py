@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-LOW_PASS_PX: Final = 4
-CELL_PX: Final = 16
+from encoders_core.realtime.change_kernels import cell_differences, distance, excess, follow, ranked, reduce_frame
+
 _FLOOR_MARGIN: Final = 1.25
 _DEAD_BAND: Final = 0.05  # what noise leaves above the floor, as a share of it
 _MAX_FLOOR: Final = 3.0  # grey levels; sensor noise of sigma 8 gives 2.3
@@ -24,25 +24,9 @@ _CUT_SHARE: Final = 0.65
 _LIGHT_GAIN: Final = 0.08
 _LIGHT_OFFSET: Final = 6.0
 _LIGHT_CORRELATION: Final = 0.9
-_EACH_THIRD: Final = np.full(3, 1 / 3, np.float32)
-
 
 Reduced = NDArray[np.float32]
 """(H / 4, W / 4, 3) float32: a picture averaged over 4 x 4 pixels. Rounding it would turn weak noise into changes."""
-
-
-def reduce_frame(frame: NDArray[np.uint8]) -> Reduced:
-    """(H, W, 3) uint8 -> (H / 4, W / 4, 3) float32, the mean of each 4 x 4 pixels."""
-    size = (max(1, frame.shape[1] // LOW_PASS_PX), max(1, frame.shape[0] // LOW_PASS_PX))
-    return np.asarray(cv2.resize(frame.astype(np.float32), size, interpolation=cv2.INTER_AREA), np.float32)
-
-
-def cell_differences(small: Reduced, reference: Reduced) -> NDArray[np.float32]:
-    """Two reduced pictures (h, w, 3) -> (h / 4, w / 4) float32: mean absolute difference, grey levels."""
-    ratio = CELL_PX // LOW_PASS_PX
-    size = (max(1, small.shape[1] // ratio), max(1, small.shape[0] // ratio))
-    cells = cv2.resize(cv2.absdiff(small, reference), size, interpolation=cv2.INTER_AREA)
-    return np.asarray(cells @ _EACH_THIRD, np.float32)
 
 
 def identical(frame: NDArray[np.uint8], reference: NDArray[np.uint8]) -> bool:
@@ -71,18 +55,22 @@ def measure(small: Reduced, reference: Reduced, floor: float, cells: NDArray[np.
     """
     if cells is None:
         cells = cell_differences(small, reference)
-    excess = np.maximum(cells - np.float32(_FLOOR_MARGIN * floor), 0)
-    score = float(np.add.reduce(excess, axis=None) / excess.size)
+    score, visible, far = excess(cells, _FLOOR_MARGIN * floor, _VISIBLE, _FAR)
     if score <= _DEAD_BAND * floor:
         score = 0.0
-    share = _share_above(excess, _VISIBLE)
+    share = visible / cells.size
     light = share > 0.5 and is_light(small, reference)
-    cut = share > _CUT_SHARE and not light and _share_above(excess, _FAR) > _CUT_SHARE
+    cut = share > _CUT_SHARE and not light and far / cells.size > _CUT_SHARE
     return Change(score, share, cut, light)
 
 
-def _share_above(cells: NDArray[np.float32], level: float) -> float:
-    return float(np.count_nonzero(cells > level) / cells.size)
+def prepare(size_hw: tuple[int, int]) -> None:
+    """Have all of it compiled for frames of this size, so that no camera's first frame has to wait for that."""
+    small, floor = reduce_frame(np.zeros((*size_hw, 3), np.uint8)), NoiseFloor()
+    vector = np.zeros(1, np.float32)
+    for _ in range(2):
+        measure(small, small, floor.update(small))
+        follow(vector, vector, distance(vector, vector))
 
 
 def is_light(small: Reduced, reference: Reduced) -> bool:
@@ -119,8 +107,7 @@ class NoiseFloor:
         self.previous, self._last, self.cells = self._last, small, None
         if self.previous is not None and self.previous.shape == small.shape:
             self.cells = cell_differences(small, self.previous)
-            rank = self.cells.size // 10
-            quiet = min(float(np.partition(self.cells, rank, axis=None)[rank]), _MAX_FLOOR)
+            quiet = min(ranked(self.cells, self.cells.size // 10), _MAX_FLOOR)
             self._seen += 1
             self.level += max(1 / self._seen, _FLOOR_RATE) * (quiet - self.level)
         return self.level

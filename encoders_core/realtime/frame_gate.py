@@ -7,6 +7,7 @@ measures the error of the held frames without bias), the threshold by a controll
 `target_fvu * variance of the camera's vectors` evenly over time. At the start the model's own figures stand in.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders_core.config import GateConfig
-from encoders_core.realtime.change import Change, NoiseFloor, Reduced, identical, measure, reduce_frame
+from encoders_core.realtime.change import Change, NoiseFloor, Reduced, identical, measure
+from encoders_core.realtime.change_kernels import distance, reduce_frame
 from encoders_core.realtime.spread import MEMORY_FRAMES, Spread
 
 Reason = Literal["held", "cold", "change", "cut", "light", "max_hold", "audit"]
@@ -118,8 +120,7 @@ class FrameGate:
     def learn(self, features: NDArray[np.float32]) -> None:
         """(D,) float32, the un-normalised features of the frame of the last `begin`."""
         if self._pending is not None and self._features is not None:
-            difference = (features - self._features).astype(np.float64)
-            error = float(difference @ difference) / self._calibration.variance
+            error = distance(features, self._features) / self._calibration.variance
             self._budget.observe(self._pending, error)
         self._pending = None
         self._features = features
@@ -171,7 +172,8 @@ class _ErrorBudget:
         self.mean_error += max(1 / self._frames, 1 / MEMORY_FRAMES) * (spent - self.mean_error)
         if budget > 0:
             step = _RATIO_RATE * (1 - min(spent / budget, _MAX_DEBT))
-            self._ratio = float(np.clip(self._ratio * np.exp(step), *_RATIO_RANGE))
+            low, high = _RATIO_RANGE
+            self._ratio = min(max(self._ratio * math.exp(step), low), high)
         return wanted
 
     def audit_due(self) -> bool:

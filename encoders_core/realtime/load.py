@@ -6,12 +6,12 @@ distribution of it follows all passes and forgets within seconds.
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final, NamedTuple
-
-import numpy as np
 
 _WINDOW: Final = 64  # passes of a level, for its work
 _RECENT: Final = 32  # passes of any level, for the slowness
@@ -35,15 +35,18 @@ class Level(NamedTuple):
 
 
 class Costs:
-    """How long passes take, by level, nanoseconds."""
+    """How long passes take, by level, nanoseconds.
+
+    Plain numbers: numpy takes four times as long for 32 of them, as its code is not in the caches after a pass.
+    """
 
     def __init__(self) -> None:
         self._work: dict[Level, deque[int]] = {}
         self._medians: dict[Level, int] = {}
-        self._at_ns, self._slowness = np.zeros(_RECENT), np.zeros(_RECENT)
-        """When passes ended, and the time that they took over their work: rings."""
-        self._seen = 0
-        self._ranked, self._upto = np.zeros(0), np.zeros(0)
+        self._passes: deque[tuple[float, float]] = deque(maxlen=_RECENT)
+        """The time that passes took over their work, and when they ended."""
+        self._ranked: list[float] = []
+        self._upto: list[float] = []
         """Slowness ascending, and the share of the weight up to and including it."""
         self._mean = 1.0
 
@@ -72,18 +75,18 @@ class Costs:
 
     def quantile_ns(self, level: Level, share: float) -> float:
         """The time that this share of such passes keeps within."""
-        if not self._seen:
+        if not self._ranked:
             return 0.0
-        place = min(int(self._upto.searchsorted(share)), len(self._ranked) - 1)
-        return self.work_ns(level) * float(self._ranked[place])
+        place = min(bisect_left(self._upto, share), len(self._ranked) - 1)
+        return self.work_ns(level) * self._ranked[place]
 
     def share_within(self, level: Level, limit_ns: float, *, work_ns: float | None = None) -> float:
         """The share of such passes that take at most `limit_ns`; `work_ns`: as if that were their work."""
         work = self.work_ns(level) if work_ns is None else work_ns
-        if work <= 0 or not self._seen:
+        if work <= 0 or not self._ranked:
             return 1.0 if limit_ns >= 0 else 0.0
-        place = int(self._ranked.searchsorted(limit_ns / work, side="right"))
-        return float(self._upto[place - 1]) if place else 0.0
+        place = bisect_right(self._ranked, limit_ns / work)
+        return self._upto[place - 1] if place else 0.0
 
     def mean_ns(self, level: Level) -> float:
         """The running mean."""
@@ -93,21 +96,18 @@ class Costs:
         """Forget all but the newest pass, of this level: what came before no longer holds."""
         self._work[level] = deque(list(self._work[level])[-1:], maxlen=_WINDOW)
         self._medians[level] = self._work[level][0]
-        at_ns = float(self._at_ns[(self._seen - 1) % _RECENT])
-        self._seen = 0
+        at_ns = self._passes[-1][1]
+        self._passes.clear()
         self._remember(at_ns, 1.0)
 
     def _remember(self, at_ns: float, slowness: float) -> None:
-        place = self._seen % _RECENT
-        self._at_ns[place], self._slowness[place] = at_ns, slowness
-        self._seen += 1
-        filled = min(self._seen, _RECENT)
-        slow = self._slowness[:filled]
-        weight = np.maximum(np.exp((self._at_ns[:filled] - at_ns) / _FORGET_NS), _LEAST_WEIGHT)
-        weight /= weight.sum()
-        order = slow.argsort()
-        self._ranked, self._upto = slow[order], weight[order].cumsum()
-        self._mean = float(slow @ weight)
+        self._passes.append((slowness, at_ns))
+        ranked = sorted(self._passes)
+        weights = [max(math.exp((ended_ns - at_ns) / _FORGET_NS), _LEAST_WEIGHT) for _, ended_ns in ranked]
+        total = sum(weights)
+        self._ranked = [slow for slow, _ in ranked]
+        self._upto = [reached / total for reached in accumulate(weights)]
+        self._mean = sum(slow * weight for slow, weight in zip(self._ranked, weights, strict=True)) / total
 
 
 @dataclass(slots=True)

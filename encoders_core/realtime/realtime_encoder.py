@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from encoders_core.config import QUALITY_TARGETS, AuditConfig, GateConfig, Priority, QualityLevel, TemporalConfig
 from encoders_core.errors import EncoderError, InputError, OptionError
+from encoders_core.realtime import change
 from encoders_core.realtime.audit import Auditor
 from encoders_core.realtime.fidelity import Fidelity
 from encoders_core.realtime.frame_encoder import EncoderDescriptor, FrameEncoder, ScalableFrameEncoder, fingerprint
@@ -231,13 +232,18 @@ class RealtimeVideoEncoder:
         others = self.scheduler.companions(job, now_ns) if packed else []
         return RealtimeJob(self, job, [RealtimeJob(self, other) for other in others]), dropped
 
+    @property
+    def idle(self) -> bool:
+        """Whether neither a frame nor an audit waits: until something comes, there is nothing to ask for."""
+        return self.scheduler.idle and (self._auditor is None or self._auditor.idle)
+
     def may_step(self, job: RealtimeJob) -> bool:
         """Whether `job` should go on now: one in the background only in slack time, or when its camera waits for it."""
         return not job.background or self.scheduler.waits(job.camera) or self._has_slack()
 
     def audit_step(self, *, in_slack: bool = False) -> bool:
         """One block of an audit, if a frame waits for one; `in_slack`: and if nothing else is to do or expected meanwhile."""
-        if self._auditor is None or (in_slack and not self._has_slack()):
+        if self._auditor is None or self._auditor.idle or (in_slack and not self._has_slack()):
             return False
         started_ns = self.clock()
         stepped = self._auditor.step()
@@ -254,6 +260,8 @@ class RealtimeVideoEncoder:
 
         Of a model that can do with fewer rows, each of its row caps is timed as well.
         """
+        if self._gate:
+            change.prepare(self.frame_encoder.descriptor.input.size_hw)
         costs_ns = profile(self.frame_encoder, passes, clock=self.clock, cpu_clock=self.cpu_clock)
         for row_cap, costs in costs_ns.items():
             for cost_ns, cpu_ns in costs:

@@ -1,5 +1,6 @@
 """One frame on its way through the model, block by block."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -210,5 +211,5 @@ def feature_of(camera: str, output: Output, quality: StreamQuality, latency_ns: 
 
 
 def _unit(vector: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-    norm = float(np.linalg.norm(vector))
+    norm = math.sqrt(float(vector.dot(vector)))
     return (vector / np.float32(norm) if norm > 0 else vector), norm

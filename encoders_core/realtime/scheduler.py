@@ -255,6 +255,11 @@ class FrameScheduler(Generic[FrameT]):
         )
         return min(dues, default=float("inf"))
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits."""
+        return not any(state.waiting for state in self._cameras.values())
+
     def waits(self, camera: str) -> bool:
         """Whether a frame of `camera` waits."""
         state = self._cameras.get(camera)

@@ -5,6 +5,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders_core.realtime.change_kernels import follow
+
 FLOOR: Final = 0.01
 """Of the model's variance over many scenes: an idle camera is not judged on its noise."""
 MEMORY_FRAMES: Final = 20_000
@@ -31,9 +33,8 @@ class Spread:
     def update(self, features: NDArray[np.float32]) -> None:
         """(D,) float32: the vector of one more frame, not normalised."""
         if self._mean is None:
-            self._mean = features.astype(np.float32)
+            self._mean = features.astype(np.float32)  # a copy: it is moved in place
         self._seen += 1
         rate = max(1 / self._seen, 1 / MEMORY_FRAMES)
-        step = features - self._mean
-        self._mean = self._mean + np.float32(rate) * step
-        self._variance = (1 - rate) * (self._variance + rate * float(step @ step) / self._model_variance)
+        step = follow(self._mean, features, rate)
+        self._variance = (1 - rate) * (self._variance + rate * step / self._model_variance)

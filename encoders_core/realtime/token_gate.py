@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders_core.config import GateConfig
-from encoders_core.realtime.change import Change, NoiseFloor, Reduced, identical, measure, reduce_frame
+from encoders_core.realtime.change import Change, NoiseFloor, Reduced, identical, measure
+from encoders_core.realtime.change_kernels import reduce_frame
 from encoders_core.realtime.frame_gate import Decision, Reason
 from encoders_core.realtime.spread import FLOOR, Spread
 

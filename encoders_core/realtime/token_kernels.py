@@ -213,7 +213,7 @@ def _distances(rows: Floats, reference: Floats, indices: Indices) -> Floats:
     return change
 
 
-def _compiled(loops: FunctionT, plain: FunctionT) -> FunctionT:
+def compiled(loops: FunctionT, plain: FunctionT) -> FunctionT:
     """`loops` compiled, its machine code kept on disk where that is possible; `plain` without numba.
 
     Sums may be taken in another order than written, which is what lets the compiler use vector registers.
@@ -229,12 +229,12 @@ def _compiled(loops: FunctionT, plain: FunctionT) -> FunctionT:
     return compiled
 
 
-store = _compiled(_store, plain_store)
-settle = _compiled(_settle, plain_settle)
-measure = _compiled(_measure, plain_measure)
-measure_both = _compiled(_measure_both, plain_measure_both)
-select = _compiled(_select, plain_select)
-due = _compiled(_due, plain_due)
-learn_slopes = _compiled(_learn_slopes, plain_learn_slopes)
-let_through = _compiled(_let_through, plain_let_through)
-distances = _compiled(_distances, plain_distances)
+store = compiled(_store, plain_store)
+settle = compiled(_settle, plain_settle)
+measure = compiled(_measure, plain_measure)
+measure_both = compiled(_measure_both, plain_measure_both)
+select = compiled(_select, plain_select)
+due = compiled(_due, plain_due)
+learn_slopes = compiled(_learn_slopes, plain_learn_slopes)
+let_through = compiled(_let_through, plain_let_through)
+distances = compiled(_distances, plain_distances)

@@ -168,6 +168,8 @@ class Sender:
             for _ in range(BURST):
                 if not self.link.idle or not (self._send_parcel() or self._send_record() or self._send_spooled()):
                     break
+                if not (self._ready or self.outbox.latest or self.outbox.queued or self.spooler.enabled):
+                    break
             else:
                 asyncio.get_running_loop().call_soon(self.pump)
             if not self.link.idle and self.stuck_ns is None:

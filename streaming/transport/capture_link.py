@@ -315,11 +315,12 @@ class CaptureLink:
         """Read what has come, in the thread that asks."""
         with self._lock:
             epoch = self.epoch
-            for _ in range(DRAIN_AT_ONCE):
+            for taken in range(DRAIN_AT_ONCE):
                 if self._closed:
                     return
                 if not has_message(self._end.socket):  # asking is cheaper than zmq.Again
-                    self._look_whether_lost(epoch)
+                    if not taken:
+                        self._look_whether_lost(epoch)
                     return
                 self._on_message(receive_now(self._end.socket))
             self._post(self._take_in)

@@ -1,6 +1,7 @@
 """EncoderInbox: the encoder's end, for a plain loop that polls between the blocks of its work."""
 
 import secrets
+import select
 from collections import Counter
 from types import TracebackType
 from typing import Final, Self
@@ -21,8 +22,6 @@ from streaming.wire import NO_FRAME, Ack, Bye, FrameHeader, Hello, Tail, Welcome
 
 ACK_REPEAT_NS: Final = 250_000_000
 MESSAGES_PER_POLL: Final = 256
-LOOK_ALL_NS: Final = 50_000_000
-"""How often a caller that never waits learns of what does not come over the socket: a watched descriptor, handshakes."""
 PEER_HWM: Final = 512
 """Messages that may wait to or from one worker: two frames a camera and a few words."""
 
@@ -48,8 +47,11 @@ class EncoderInbox(Bound):
         self.epoch = 1 + secrets.randbits(62)
         self._spec, self._model_id, self._clock = spec, model_id, clock
         self._peers = Peers(host_identity())
-        self._poller = zmq.Poller()
-        self._next_repeat_ns = self._look_all_at_ns = 0
+        self._waiter = select.poll()
+        self._watched: set[int] = set()
+        self._next_repeat_ns = self._next_check_ns = 0
+        self._drained = self._called = False
+        """Nothing is there: the descriptor tells of what comes, unless something is sent, which can consume its signal. It has just told."""
         self._part: zmq.Frame
         """The last part of the message in hand."""
         self.stale_frames = 0
@@ -59,8 +61,7 @@ class EncoderInbox(Bound):
 
     def __enter__(self) -> Self:
         self._end.open({zmq.ROUTER_MANDATORY: 1, zmq.ROUTER_HANDOVER: 1})
-        self._poller.register(self._end.socket, zmq.POLLIN)
-        self._poller.register(self._end.monitor, zmq.POLLIN)
+        self._waiter.register(self._end.socket.fileno(), select.POLLIN)
         return self
 
     def __exit__(
@@ -75,40 +76,37 @@ class EncoderInbox(Bound):
 
     def watch(self, descriptor: int) -> None:
         """Also wake up for this file descriptor: `Readable` among the events, for as long as it is readable."""
-        self._poller.register(descriptor, zmq.POLLIN)
+        self._watched.add(descriptor)
+        self._waiter.register(descriptor, select.POLLIN)
 
     def unwatch(self, descriptor: int) -> None:
         """Undo `watch`."""
-        self._poller.unregister(descriptor)
+        self._watched.discard(descriptor)
+        self._waiter.unregister(descriptor)
 
     def poll(self, timeout_ms: float = 0) -> list[Event]:
         """What has happened, in order; waits up to `timeout_ms` for the first of it. At most 256 messages a call."""
         now_ns = self._clock.monotonic_ns()
-        if timeout_ms <= 0 and now_ns < self._look_all_at_ns:
-            return self._look(now_ns)
-        self._look_all_at_ns = now_ns + LOOK_ALL_NS
         deadline_ns = now_ns + int(timeout_ms * 1e6)
+        events: list[Event] = []
+        if not self._drained:
+            self._drain(events, now_ns)
         while True:
-            now_ns = self._clock.monotonic_ns()
             self._repeat_acks(now_ns)
-            wait_ns = max(0, min(deadline_ns, self._next_repeat_ns) - now_ns)
-            ready = dict(self._poller.poll(-(-wait_ns // 1_000_000)))
-            events: list[Event] = [Readable(key) for key in ready if isinstance(key, int)]
-            if self._end.monitor in ready:
-                self._end.read_monitor()
-            if self._end.socket in ready:
-                self._drain(events)
-            else:
-                events += self._peers.silent(self._clock.monotonic_ns())
-            if events or self._clock.monotonic_ns() >= deadline_ns:
+            until_ns = now_ns if events else min(deadline_ns, self._next_repeat_ns, self._next_check_ns)
+            self._wait(events, max(0, until_ns - now_ns))
+            now_ns = self._clock.monotonic_ns()
+            self._drain(events, now_ns)
+            if events or now_ns >= deadline_ns:
                 return events
 
-    def _look(self, now_ns: int) -> list[Event]:
-        """What has come to the socket, without waiting: between the blocks of a job it costs a fifth of the poller."""
-        self._repeat_acks(now_ns)
-        events: list[Event] = []
-        self._drain(events)
-        return events
+    def _wait(self, events: list[Event], wait_ns: int) -> None:
+        """Up to `wait_ns` for the socket or a watched descriptor: one system call, zmq's poller asks each socket twice."""
+        for descriptor, _ in self._waiter.poll(-(-wait_ns // 1_000_000)):
+            if descriptor in self._watched:
+                events.append(Readable(descriptor))
+            else:
+                self._drained, self._called = False, True
 
     def ack(self, camera: str, up_to_seq: int, pace_us: int = 0) -> None:
         """Frames of `camera` up to `up_to_seq` are done with: their credits go back, with the pace from now on.
@@ -136,13 +134,25 @@ class EncoderInbox(Bound):
             told_ns += [intake.told_ns for intake in peer.intakes.values()]
         self._next_repeat_ns = min(told_ns) + ACK_REPEAT_NS
 
-    def _drain(self, events: list[Event]) -> None:
+    def _drain(self, events: list[Event], now_ns: int) -> None:
+        """Take what has come. Nothing is asked where nothing can have come: each question is a system call."""
         for _ in range(MESSAGES_PER_POLL):
-            if not has_message(self._end.socket):  # asking is cheaper than zmq.Again
-                # Only now: a Hello may have waited while this process was busy or stopped.
-                events += self._peers.silent(self._clock.monotonic_ns())
-                return
-            self._take(receive_part(self._end.socket).bytes, events)
+            if self._drained or not (self._called or has_message(self._end.socket)):
+                self._drained = True
+                break
+            called, self._called = self._called, False
+            try:
+                identity = receive_part(self._end.socket).bytes
+            except zmq.Again:  # dearer than asking, and rare: what called was no message
+                if not called:
+                    raise
+                continue
+            self._take(identity, events)
+        if self._drained and now_ns >= self._next_check_ns:
+            self._next_check_ns = now_ns + ACK_REPEAT_NS
+            # Only now: a Hello may have waited while this process was busy or stopped.
+            events += self._peers.silent(now_ns)
+            self._end.read_monitor()
 
     def _take(self, identity: bytes, events: list[Event]) -> None:
         self._part = receive_part(self._end.socket)
@@ -257,6 +267,7 @@ class EncoderInbox(Bound):
         self._send(peer, ack)
 
     def _send(self, peer: Peer, message: Welcome | Ack) -> None:
+        self._drained = False
         try:
             send_now(self._end.socket, peer.identity, encode(message))
         except zmq.ZMQError:

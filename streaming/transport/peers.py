@@ -12,6 +12,10 @@ from streaming.wire import NO_FRAME, FrameHeader, Hello
 
 SILENCE_NS: Final = 3_000_000_000
 """A worker says Hello every second."""
+SOON_NS: Final = 8_000_000
+PRESSED_NS: Final = 100_000_000
+"""A sender that waited for a credit gets each one back at once for this long: in pairs, it and the encoder would go in
+lock-step, two frames for each round of being woken up, which takes milliseconds where processors are short."""
 MAX_PEERS: Final = 256
 
 
@@ -30,6 +34,9 @@ class Intake:
     """When its worker was told last."""
     untold: int = 0
     """Frames that came since then: their sender still counts them as in flight."""
+    pressed: bool = False
+    pressed_ns: int = -PRESSED_NS
+    """When a frame last left so soon after a word of ours that it must have waited for it."""
 
     @property
     def acked_seq(self) -> int:
@@ -43,6 +50,9 @@ class Intake:
         if len(self.outstanding) >= MAX_IN_FLIGHT:
             raise WireError(f"expected at most {MAX_IN_FLIGHT} frames of {self.camera!r} in flight, got one more")
         self.seen_seq, self.lossless = header.frame_seq, header.lossless
+        if self.told_ns and not self.untold and 0 <= header.sent_ns - self.told_ns < SOON_NS:
+            self.pressed_ns = header.sent_ns
+        self.pressed = header.sent_ns - self.pressed_ns < PRESSED_NS
         self.untold += 1
         self.outstanding.append(header.frame_seq)
 
@@ -57,9 +67,9 @@ class Intake:
     def acknowledge(self, up_to_seq: int, pace_us: int) -> bool:
         """The encoder has done with all frames up to `up_to_seq`; a number never seen belongs to a past incarnation.
 
-        False when the worker need not be told at once: it has a credit left, and the pace is still none.
+        False when the worker need not be told at once: it has a credit left, none is waited for, and the pace is still none.
         """
-        urgent = self.untold >= MAX_IN_FLIGHT or self.lossless or bool(pace_us or self.pace_us)
+        urgent = self.untold >= MAX_IN_FLIGHT or self.lossless or self.pressed or bool(pace_us or self.pace_us)
         self.pace_us = pace_us
         while up_to_seq <= self.seen_seq and self.outstanding and self.outstanding[0] <= up_to_seq:
             self.outstanding.popleft()

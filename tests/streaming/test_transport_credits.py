@@ -188,3 +188,23 @@ def test_intake_is_urgent_with_the_last_credit_a_pace_or_a_file() -> None:
     intake.told(6)
     intake.admit(header_of(whole, epoch=1, now_ns=1))
     assert intake.acknowledge(3, 0)
+
+
+def acknowledged_at_once(intake: Intake, seq: int, sent_ns: int) -> bool:
+    intake.admit(header_of(frame("front", seq), epoch=1, now_ns=sent_ns))
+    urgent = intake.acknowledge(seq, 0)
+    if urgent:
+        intake.told(sent_ns + 1_000_000)
+    return urgent
+
+
+def test_intake_tells_a_camera_that_has_time_with_every_second_frame() -> None:
+    intake = Intake("front")
+    assert [acknowledged_at_once(intake, seq, 40_000_000 * (seq + 1)) for seq in range(6)] == 3 * [False, True]
+
+
+def test_intake_tells_a_sender_that_waits_for_credits_at_once() -> None:
+    intake = Intake("front")
+    # Two frames, then none until it has been told: from its next frame on each is acknowledged when it comes.
+    sent_ns = [100_000_000, 101_000_000, 104_000_000, 105_000_000, 130_000_000]
+    assert [acknowledged_at_once(intake, seq, at_ns) for seq, at_ns in enumerate(sent_ns)] == [False, *4 * [True]]

@@ -98,7 +98,7 @@ async def run_with_killed_encoder(folder: Path, count: int) -> None:
 
 
 async def test_frames_flow_on_when_the_encoder_is_killed_in_the_middle(tmp_path: Path) -> None:
-    await run_with_killed_encoder(tmp_path, 6_000)
+    await run_with_killed_encoder(tmp_path, 20_000)
 
 
 @pytest.mark.soak

@@ -56,6 +56,8 @@ class FakeEnds:
     acked: list[tuple[str, int]] = field(default_factory=list)
     waited_with: list[list[str]] = field(default_factory=list)
     """At each wait: the cameras whose vectors had been sent by then."""
+    looked_after: list[int] = field(default_factory=list)
+    """At each look without waiting: how many vectors had been sent."""
     bad_messages = 0
     fd, closed = COMMANDS_FD, False
 
@@ -76,6 +78,7 @@ class FakeEnds:
             events, self.first = self.first, []
             return events
         if timeout_ms == 0:
+            self.looked_after.append(len(self.features))
             return []
         self.waited_with.append(list(self.features))
         return [Readable(COMMANDS_FD)]
@@ -123,3 +126,7 @@ def test_encoder_does_not_wait_while_frames_of_other_cameras_are_there(run: Call
 
 def test_encoder_waits_when_there_is_nothing_to_do(run: Callable[[list[str]], FakeEnds]) -> None:
     assert run(["a"]).waited_with == [["a"]]
+
+
+def test_encoder_looks_for_newer_frames_after_each_pass(run: Callable[[list[str]], FakeEnds]) -> None:
+    assert {1, 2} <= set(run(["a", "b", "c"]).looked_after)

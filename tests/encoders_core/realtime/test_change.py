@@ -2,14 +2,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from encoders_core.realtime.change import (
-    NoiseFloor,
-    cell_differences,
-    identical,
-    is_light,
-    measure,
-    reduce_frame,
-)
+from encoders_core.realtime.change import NoiseFloor, identical, is_light, measure
+from encoders_core.realtime.change_kernels import cell_differences, reduce_frame
 
 Picture = NDArray[np.uint8]
 

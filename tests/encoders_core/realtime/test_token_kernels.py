@@ -105,4 +105,4 @@ def test_no_rows_chosen_leaves_memory_as_it_is() -> None:
 def test_a_kernel_without_numba_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "COMPILED", False)
     for loops, plain in PAIRS.values():
-        assert kernels._compiled(loops, plain) is plain
+        assert kernels.compiled(loops, plain) is plain
