@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from encoders_core.errors import OptionError
 from encoders_core.draining import drain
+from encoders_core.errors import OptionError
 from encoders_core.fidelity.frame_policies import Plain, held
 from encoders_core.fidelity.policy import ATTENTION, Frame, Policy, Rows, Step
 from encoders_core.fidelity.run import Clip, Trace, run_clip, warm_times_ns
