@@ -30,7 +30,7 @@ from encoders_core.realtime.token_lane import Counts, Lane
 from encoders_core.realtime.token_pass import TokenPasses
 from encoders_core.weights.files import read_json
 
-ROW_ERROR: Final = 1e-4
+ROW_ERROR: Final = 9.5e-5
 """What letting one row of one gate wait may cost, of the features' standard deviation over many scenes, for a camera whose
 own variance is a hundredth of it. On six fixed cameras, at 10 and at 24 to 30 frames a second, the FVU then was .007 to .02;
 it grows about as the square of this."""
