@@ -55,6 +55,22 @@ def test_held_frames_are_held_again() -> None:
     assert [policy.step(CLIP.frames[0], 0).encoded for _ in range(3)] == [True, False, True]
 
 
+def test_cameras_that_share_a_pass_each_get_their_rows() -> None:
+    trace, alone = recorded(), Replay(small_vit(), Recording.of(recorded(), 17))
+    together = Replay(small_vit(), Recording.of(trace, 17), cameras=3)
+    for frame in CLIP.frames:
+        one, among = alone.step(frame, 0), together.step(frame, 0)
+        np.testing.assert_array_equal(one.detail, among.detail)
+        np.testing.assert_allclose(one.features, among.features, rtol=1e-4, atol=1e-4)
+
+
+def test_a_replay_of_several_cameras_says_what_each_costs() -> None:
+    found = replay(small_subject(), [CLIP], [Recording.of(recorded(), 17)], cameras=(1, 2))
+
+    assert list(found["times_less_by_cameras"]) == ["1", "2"]
+    assert found["times_less_by_cameras"]["1"] == found["times_less"]
+
+
 def test_a_replay_is_labelled_as_speed_only() -> None:
     found = replay(small_subject(), [CLIP], [Recording.of(recorded(), 17)])
 

@@ -100,6 +100,15 @@ def test_at_scale_0_block_0_computes_the_changed_rows_and_what_is_refreshed() ->
         assert state.counts[0].kv == len({class_token, refreshed, *(1 + patch for patch in patches)})
 
 
+def test_importance_is_drawn_to_the_mean_of_its_gate_and_keeps_its_order() -> None:
+    measured = np.array([[1e-6, 0.1, 1.0, 10.0], [2.0, 2.0, 2.0, 2.0]], np.float32)
+    shrunk = module._shrunk(measured)
+    assert (np.diff(shrunk[0]) > 0).all()
+    assert shrunk[0, 3] / shrunk[0, 2] == pytest.approx(10**module._TRUST, rel=1e-5)
+    np.testing.assert_allclose(shrunk[1], measured[1], rtol=1e-6)
+    assert (module._shrunk(np.zeros((1, 3), np.float32)) >= 0).all()  # a gate that matters nothing
+
+
 @pytest.mark.skipif(not CLIPS, reason="CAMVEC_CLIPS names no folder of clips")
 def test_at_scale_0_gated_passes_equal_the_network_on_a_real_clip() -> None:
     av, cv2 = pytest.importorskip("av"), pytest.importorskip("cv2")
