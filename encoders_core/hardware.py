@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
@@ -109,7 +109,7 @@ def optimize_for_device(
 
     channels_last, packing (layers through oneDNN, see `PackedLinear`, `PackedEfficientNetLite`), int8, OpenVINO, and bfloat16 on a CPU are kept
     only where they are measured to be 1.05 times as fast, on random input, and every feature keeps a cosine of 0.99. Packing,
-    int8 and OpenVINO are three ways to do the same work: the fastest stays. "threading" acts on the whole process: one thread, see
+    int8, OpenVINO, and OpenVINO in int8 where both are asked for, are ways to do the same work: the fastest stays. "threading" acts on the whole process: one thread, see
     `hardware_threads`. Measuring takes about `time_budget_s` for each. Raises OptionError that names the valid options,
     NotAppliedError when `strict`; nothing is changed then.
     """
@@ -254,29 +254,39 @@ def _apply_kernels(
 ) -> AnyEncoder:
     """Try each way to compute the layers, all of them from the same encoder, and keep the fastest."""
     best, chosen, base = plain, "", report.fidelity
-    packing, obstacles = options.get("packing"), dict[str, str | None]()
-    changes: dict[str, Callable[[Any], int]] = {}
-    if packing is not None:
-        compute = torch.bfloat16 if packing == "bfloat16" else torch.float32
-        obstacles["packing"] = "packing is for the CPU" if plain.device.type != "cpu" else packing_obstacle(compute)
-        changes["packing"] = partial(pack, compute=compute)
-    if options.get("quantization") == "int8":
-        obstacles["quantization"] = "int8 is for encoders on the CPU" if plain.device.type != "cpu" else None
-        changes["quantization"] = to_int8
-    if options.get("backend") == "openvino":
-        obstacles["backend"], changes["backend"] = openvino_obstacle(plain), to_openvino
-    for option, change in changes.items():
-        obstacle = obstacles[option]
+    for option, obstacle, change in _kernels(plain, options):
         if obstacle is not None:
             report.not_applied[option] = obstacle
             continue
         better = _keep_if_faster(best, option, change, report, budget_s=budget_s, start=plain, base=base)
+        if better is not None and chosen not in ("", option):
+            report.not_applied[chosen] = f"{report.applied.pop(chosen)}: {option} is faster still"
+            report.measured_out.add(chosen)
         if better is not None:
-            if chosen:
-                report.not_applied[chosen] = f"{report.applied.pop(chosen)}: {option} is faster still"
-                report.measured_out.add(chosen)
             best, chosen = better, option
+        if chosen == option:  # of two ways under one name the other is not worth telling
+            report.not_applied.pop(option, None)
+            report.measured_out.discard(option)
     return best
+
+
+def _kernels(plain: Encoder, options: dict[str, Any]) -> Iterator[tuple[str, str | None, Callable[[Any], int]]]:
+    """Each way that was asked for: its option, why it cannot be, and the change in place that counts layers."""
+    packing, int8 = options.get("packing"), options.get("quantization") == "int8"
+    elsewhere = None if plain.device.type == "cpu" else "is for encoders on the CPU"
+    if packing is not None:
+        compute = torch.bfloat16 if packing == "bfloat16" else torch.float32
+        yield (
+            "packing",
+            f"packing {elsewhere}" if elsewhere else packing_obstacle(compute),
+            partial(pack, compute=compute),
+        )
+    if int8:
+        yield "quantization", elsewhere and f"int8 {elsewhere}", to_int8
+    if options.get("backend") == "openvino":
+        if int8:
+            yield "backend", openvino_obstacle(plain), partial(to_openvino, int8=True)
+        yield "backend", openvino_obstacle(plain), to_openvino
 
 
 def _keep_if_faster(
@@ -305,7 +315,7 @@ def _keep_if_faster(
     except (AttributeError, RuntimeError) as exc:  # a build of torch without these kernels
         report.not_applied[option] = f"this torch cannot: {exc}"
         return None
-    told = f"{count} layers, measured {found.speedup:.2f} times as fast, cosine at least {found.fidelity:.4f}"
+    told = f"{_named(change)}{count} layers, measured {found.speedup:.2f} times as fast, cosine at least {found.fidelity:.4f}"
     if not (found.speedup >= _WORTH_IT and found.fidelity >= _LEAST_COSINE):
         report.not_applied[option] = f"{told}: not worth it here"
         report.measured_out.add(option)
@@ -314,6 +324,10 @@ def _keep_if_faster(
     report.speedup = (report.speedup or 1.0) * found.speedup
     report.fidelity = min(1.0 if base is None else base, found.fidelity)
     return candidate
+
+
+def _named(change: Callable[[Any], int]) -> str:
+    return "in int8: " if isinstance(change, partial) and change.keywords.get("int8") else ""
 
 
 def _to_bfloat16(encoder: Any) -> int:

@@ -1,13 +1,12 @@
 """A network's inference through OpenVINO, where it is installed; everything else about the encoder stays torch."""
 
-import copy
 import importlib.util
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from encoders_core.backends.openvino_graph import Run, compiled
 from encoders_core.models.efficientnet_lite import EfficientNetLite
 from encoders_core.models.efficientnet_packed import SIZE_HW, infers
 from encoders_core.models.vit import VisionTransformer
@@ -22,18 +21,26 @@ class OpenVinoTransformer(VisionTransformer):
 
     With gradients, in training, under autocast, for other sizes or for tokens it is torch's forward. When weights change
     or the model is reconfigured the network is compiled again. There are two, each with its copy of the weights, made when
-    they are first wanted: for one picture, which is a little faster so, and for any number. OpenVINO chooses the precision: bfloat16 where the
-    processor computes in it. It runs with torch's number of threads at the time it is compiled.
+    they are first wanted: for one picture, which is a little faster so, and for any number. See `compiled` for precision
+    and threads.
     """
+
+    int8: ClassVar[bool] = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, output_dim)."""
         if not infers(self, x, (self.config.in_chans, *self.config.img_size)):
             return super().forward(x)
-        return _networks(self, self.config)(x)
+        return _networks(self, self.config, int8=self.int8)(x)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_networks"}
+
+
+class OpenVinoInt8Transformer(OpenVinoTransformer):
+    """The same with linear layers in int8."""
+
+    int8 = True
 
 
 class OpenVinoEfficientNetLite(EfficientNetLite):
@@ -61,13 +68,16 @@ def openvino_obstacle(encoder: "Encoder") -> str | None:
     return None
 
 
-def to_openvino(encoder: "Encoder") -> int:
-    """Let OpenVINO compute the network's features, in place; how many blocks it takes over."""
+def to_openvino(encoder: "Encoder", *, int8: bool = False) -> int:
+    """Let OpenVINO compute the network's features, in place; how many blocks it takes over.
+
+    With `int8` that is only for networks with linear layers: 0 for others.
+    """
     network = _network_of(encoder)
     if isinstance(network, VisionTransformer):
-        network.__class__ = OpenVinoTransformer
+        network.__class__ = OpenVinoInt8Transformer if int8 else OpenVinoTransformer
         return len(network.layers)
-    if isinstance(network, EfficientNetLite):
+    if isinstance(network, EfficientNetLite) and not int8:
         network.__class__ = OpenVinoEfficientNetLite
         return len(network.blocks())
     return 0
@@ -81,9 +91,9 @@ def _network_of(encoder: "Encoder") -> nn.Module | None:
 class _Networks:
     """A model compiled, for one picture and for any number, with its weights and `config` as they are now."""
 
-    def __init__(self, model: nn.Module, config: Any) -> None:
-        self._model, self._config, self._watch = model, config, WeightsWatch(model)
-        self._compiled: dict[int, Any] = {}
+    def __init__(self, model: nn.Module, config: Any, *, int8: bool) -> None:
+        self._model, self._config, self._watch, self._int8 = model, config, WeightsWatch(model), int8
+        self._compiled: dict[int, Run] = {}
 
     def are_of(self, model: nn.Module, config: Any) -> bool:
         """Whether they still are what this model would be compiled to."""
@@ -93,44 +103,12 @@ class _Networks:
         """(B, C, H, W) float32 -> (B, D) float32."""
         batch = 1 if x.shape[0] == 1 else -1
         if batch not in self._compiled:
-            self._compiled[batch] = _compile(_plain(self._model), x[:1].detach(), batch)
-        pixels = x.detach().contiguous().numpy()
-        found = self._compiled[batch](pixels, share_inputs=True, share_outputs=True)
-        return torch.from_numpy(found[0].copy())
+            self._compiled[batch] = compiled(self._model, x[:1].detach(), batch, int8=self._int8)
+        return self._compiled[batch](x)
 
 
-def _networks(model: nn.Module, config: Any = None) -> _Networks:
+def _networks(model: nn.Module, config: Any = None, *, int8: bool = False) -> _Networks:
     kept: _Networks | None = model.__dict__.get("_networks")
     if kept is None or not kept.are_of(model, config):
-        kept = model.__dict__["_networks"] = _Networks(model, config)
+        kept = model.__dict__["_networks"] = _Networks(model, config, int8=int8)
     return kept
-
-
-class _Features(nn.Module):
-    """The features of an EfficientNet as a forward, which is what is traced."""
-
-    def __init__(self, network: EfficientNetLite) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network.forward_features(x)
-
-
-def _plain(model: nn.Module) -> nn.Module:
-    """The model as torch computes it, with the same weights."""
-    plain: Any = copy.copy(model)
-    plain.__dict__.pop("forward", None)  # what memory settings put around it
-    plain.__class__ = VisionTransformer if isinstance(model, VisionTransformer) else EfficientNetLite
-    return plain if isinstance(plain, VisionTransformer) else _Features(plain)
-
-
-def _compile(plain: nn.Module, example: Tensor, batch: int) -> Any:
-    import openvino  # noqa: PLC0415  optional, and large
-
-    with warnings.catch_warnings():
-        # OpenVINO traces: torch warns that this is deprecated, and of checks of shapes, here fixed but for the batch.
-        warnings.simplefilter("ignore")
-        network = openvino.convert_model(plain.eval(), example_input=example, input=[batch, *example.shape[1:]])
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
-    return openvino.Core().compile_model(network, "CPU", settings)

@@ -43,8 +43,12 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))."""
+        return self.padded(x, *x.shape[-2:])
+
+    def padded(self, x: Tensor, height: int, width: int) -> Tensor:
+        """The same for an input that is `height` x `width`."""
         kernel, stride = self.kernel_size[0], self.stride[0]
-        high, wide = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:])
+        high, wide = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in (height, width))
         return super().forward(functional.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2)))
 
 

@@ -1,13 +1,16 @@
 """Whether weights have changed since something was computed from them, asked at every pass and so cheaply."""
 
+from collections.abc import Iterator
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any, Final
 
 from torch import Tensor, nn
 
 _VERSION: Final = attrgetter("_version")
 """torch's counter of changes in place: it only grows, so that of many tensors the sum will do."""
+_END: Final = object()
+"""Stands behind the last entry: one more or one less is seen by it."""
 
 
 class WeightsWatch:
@@ -19,19 +22,25 @@ class WeightsWatch:
     def __init__(self, module: nn.Module) -> None:
         tables: list[dict[str, Any]] = []
         for one in module.modules():
-            tables += (one._parameters, one._buffers, one._modules)  # noqa: SLF001  `parameters()` takes five times as long
-        self._tables = [table for table in tables if table]
-        self._held = self._entries()  # so that no other object gets the identity of one that was replaced
-        self._tensors = [one for one in self._held if isinstance(one, Tensor)]
+            tables += (one._parameters, one._buffers, one._modules)  # noqa: SLF001  see below
+        # Values of a dict show what is in it now; `parameters()` takes five times as long.
+        self._tables = [table.values() for table in tables if table]
+        self._held = list(self._entries())  # so that no other object gets the identity of one that was replaced
+        self._tensors = [one for one in self._held if isinstance(one, Tensor) and not _counts_batches(one)]
         self._counted = [one for one in self._tensors if not one.is_inference()]
-        self._identities, self._state = list(map(id, self._held)), self._look()
+        self._state = self._look()
 
     def unchanged(self) -> bool:
         """True while nothing was replaced, resized or written to."""
-        return list(map(id, self._entries())) == self._identities and self._look() == self._state
+        return all(map(is_, self._entries(), self._held)) and self._look() == self._state
 
-    def _entries(self) -> list[Any]:
-        return list(chain.from_iterable(map(dict.values, self._tables)))
+    def _entries(self) -> Iterator[Any]:
+        return chain(chain.from_iterable(self._tables), (_END,))
 
-    def _look(self) -> tuple[list[int], int]:
-        return list(map(Tensor.data_ptr, self._tensors)), sum(map(_VERSION, self._counted))
+    def _look(self) -> tuple[int, int]:
+        return hash(tuple(map(Tensor.data_ptr, self._tensors))), sum(map(_VERSION, self._counted))
+
+
+def _counts_batches(tensor: Tensor) -> bool:
+    """Whether it is what a BatchNorm counts its batches in, which no output depends on."""
+    return tensor.ndim == 0 and not tensor.is_floating_point()

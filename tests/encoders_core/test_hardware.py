@@ -147,6 +147,24 @@ def test_openvino_computes_the_features_and_torch_the_rest(
     assert torch.nn.functional.cosine_similarity(moved, encoder.encode(x).features).min() > 0.999
 
 
+@pytest.mark.parametrize("int8", [True, False])
+def test_openvino_in_int8_is_tried_where_both_are_asked_for(
+    encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch, *, int8: bool
+) -> None:
+    pytest.importorskip("openvino", reason="the backend needs: pip install 'camvec[openvino]'")
+    found = iter([1.5, 1.5, 0.9] if int8 else [1.5, 0.9, 1.5])
+    monkeypatch.setattr(hardware, "compare", lambda *_: Comparison(next(found), 1.0))
+    optimized = encoder.optimize_for_device({"quantization": "int8", "backend": "openvino"})
+    report = report_of(optimized)
+    assert report.applied["backend"].startswith("in int8: 2 layers" if int8 else "2 layers")
+    assert report.not_applied.keys() == {"quantization"} == report.measured_out
+    x = torch.randn(3, 3, 32, 32)
+    one, three, expected = optimized.encode(x[:1]).features, optimized.encode(x).features, encoder.encode(x).features
+    assert torch.nn.functional.cosine_similarity(three, expected).min() > 0.999
+    assert torch.nn.functional.cosine_similarity(one, expected[:1]).min() > 0.999
+    assert torch.equal(optimized.model(x), encoder.model(x)), "with gradients it is torch's, in float32"
+
+
 def test_cached_features_of_another_encoder_are_not_taken_over(
     encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

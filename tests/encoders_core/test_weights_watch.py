@@ -17,6 +17,11 @@ def swap_data(module: nn.Module) -> None:
     module.get_parameter("2.1.bias").data = torch.zeros(2)
 
 
+def exchange_data(module: nn.Module) -> None:
+    one, other = module.get_parameter("1.weight"), module.get_parameter("1.bias")
+    one.data, other.data = other.data, one.data
+
+
 CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "a step of training": lambda module: module.get_parameter("0.weight").mul_(2),
     "other values loaded": lambda module: module.load_state_dict(make().state_dict()),
@@ -26,6 +31,9 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "a layer within": lambda module: setattr(module[2], "0", nn.GELU()),  # type: ignore[index]
     "statistics of a norm": lambda module: module.get_buffer("1.running_mean").add_(1),
     "other memory": swap_data,
+    "memory exchanged": exchange_data,
+    "one layer more": lambda module: module[2].append(nn.ReLU()),  # type: ignore[index]
+    "one layer less": lambda module: module[2].pop(1),  # type: ignore[index]
 }
 
 
