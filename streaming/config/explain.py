@@ -52,7 +52,8 @@ def _where_it_belongs(place: Place) -> str:
     if near := nearest(place[-1], valid):
         return f"did you mean {near!r}?"
     if others := places_of(place[-1]):
-        return f"it belongs to {' or '.join(others)}"
+        here = f"; {place[-2]} takes {', '.join(valid)}" if len(place) > 1 else ""
+        return f"it belongs to {' or '.join(others)}{here}"
     return f"expected one of {', '.join(valid)}"
 
 

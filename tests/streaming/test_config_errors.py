@@ -27,6 +27,7 @@ CAMERA = "\ncameras: {a: a.mp4}\n"
         ),
         ("logging: {level: INFO}", "got 'INFO'; did you mean 'info'?"),
         ("quality_level: fast", "x.yaml:1: quality_level: unknown key; it belongs to encoder"),
+        ("mqtt: {url: b}", "mqtt.url: unknown key; it belongs to a camera; mqtt takes embedded, host, "),
         ("mqtt: {port: many}", "mqtt.port: expected a whole number from 1 to 65535, got 'many'"),
         ("mqtt: {port: 70000}", "mqtt.port: expected a whole number from 1 to 65535, got 70000"),
         ("mqtt: {port: true}", "mqtt.port: expected a whole number from 1 to 65535, got true"),
