@@ -1,7 +1,8 @@
 """A network's inference through OpenVINO, where it is installed; everything else about the encoder stays torch."""
 
+import importlib.metadata
 import importlib.util
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from encoders_core.models.weights_watch import WeightsWatch
 
 if TYPE_CHECKING:
     from encoders_core.encoder import Encoder
+
+_OLDEST: Final = 2025
 
 
 class OpenVinoTransformer(VisionTransformer):
@@ -65,6 +68,9 @@ def openvino_obstacle(encoder: "Encoder") -> str | None:
         return "OpenVINO is for float32 encoders on the CPU"
     if importlib.util.find_spec("openvino") is None:
         return "openvino is not installed: pip install 'camvec[openvino]' (or: pip install openvino)"
+    found = importlib.metadata.version("openvino")
+    if int(found.split(".")[0]) < _OLDEST:
+        return f"expected openvino {_OLDEST}.0 or newer, got {found}: pip install -U openvino"
     return None
 
 

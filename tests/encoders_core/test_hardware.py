@@ -1,6 +1,7 @@
 """Hardware: what is applied is measured, what cannot be is said, and the encoder one started from stays as it was."""
 
 import copy
+import importlib.metadata
 import importlib.util
 from collections.abc import Generator
 from typing import Any
@@ -145,6 +146,13 @@ def test_openvino_computes_the_features_and_torch_the_rest(
         optimized.model.head.weight.neg_()
     moved = optimized.encode(x).features
     assert torch.nn.functional.cosine_similarity(moved, encoder.encode(x).features).min() > 0.999
+
+
+def test_an_old_openvino_is_a_reason(encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2024.4.0")
+    report = report_of(encoder.optimize_for_device({"backend": "openvino"}))
+    assert report.not_applied["backend"].startswith("expected openvino 2025.0 or newer, got 2024.4.0")
 
 
 @pytest.mark.parametrize("int8", [True, False])
