@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -129,13 +130,17 @@ def _model_input(picture: Tensor, value_range: ValueRange) -> Tensor:
     if value_range == "auto" and picture.numel():
         low, high = (float(value) for value in picture.detach().aminmax())
         if low >= 0.0 and high <= 1.0:
-            logger.warning(
-                "float values from %.3g to %.3g were taken as model input, already normalised; if they are pixels from "
-                "0 to 1, say value_range='unit' (or 'normalized' to say that they are not)",
-                low,
-                high,
-            )
+            warn_of_unit_values()
     return picture.float()
+
+
+@lru_cache
+def warn_of_unit_values() -> None:
+    """Once in a process: whoever means it would otherwise read it for every picture."""
+    logger.warning(
+        "float values from 0 to 1 were taken as model input, already normalised; if they are pixels from 0 to 1, "
+        "say value_range='unit' (or 'normalized' to say that they are not). This is said once"
+    )
 
 
 def _pixels_of_unit(picture: Tensor) -> Tensor:

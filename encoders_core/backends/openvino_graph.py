@@ -1,6 +1,7 @@
 """A network compiled by OpenVINO: in the precision that it chooses, or with linear layers in int8."""
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ def compiled(model: nn.Module, example: Tensor, batch: int, *, int8: bool = Fals
 
     OpenVINO chooses the precision: bfloat16 where the processor computes in it. With `int8` the weights of linear layers
     are symmetric 8-bit numbers with a scale a row, and their input is quantised as it comes, a scale for each `embed_dim`
-    numbers of a row. It runs with torch's number of threads at the time it is compiled, one call at a time.
+    numbers of a row. It runs with torch's number of threads at the time it is compiled; threads that call it take turns.
     """
     import openvino  # noqa: PLC0415  optional, and large
 
@@ -33,11 +34,14 @@ def compiled(model: nn.Module, example: Tensor, batch: int, *, int8: bool = Fals
         _quantize_weights(network)
         settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = model.config.embed_dim
     request = openvino.Core().compile_model(network, "CPU", settings).create_infer_request()
+    turn = threading.Lock()  # a request has one input and one output
 
     def run(x: Tensor) -> Tensor:
-        request.set_input_tensor(openvino.Tensor(x.detach().contiguous().numpy(), shared_memory=True))
-        request.infer(share_outputs=True)
-        return torch.from_numpy(request.get_output_tensor().data.copy())
+        pixels = openvino.Tensor(x.detach().contiguous().numpy(), shared_memory=True)
+        with turn:
+            request.set_input_tensor(pixels)
+            request.infer(share_outputs=True)
+            return torch.from_numpy(request.get_output_tensor().data.copy())
 
     return run
 

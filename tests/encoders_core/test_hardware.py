@@ -4,6 +4,7 @@ import copy
 import importlib.metadata
 import importlib.util
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -146,6 +147,19 @@ def test_openvino_computes_the_features_and_torch_the_rest(
         optimized.model.head.weight.neg_()
     moved = optimized.encode(x).features
     assert torch.nn.functional.cosine_similarity(moved, encoder.encode(x).features).min() > 0.999
+
+
+def test_openvino_gives_each_of_several_threads_its_own_features(
+    encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="the backend needs: pip install 'camvec[openvino]'")
+    measured(monkeypatch, 2.0)
+    optimized = encoder.optimize_for_device({"backend": "openvino"})
+    pictures = [torch.randn(1, 3, 32, 32) for _ in range(4)]
+    expected = [optimized.encode(one).features for one in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        for got in [pool.map(lambda one: optimized.encode(one).features, pictures) for _ in range(50)]:
+            assert all(map(torch.equal, got, expected))
 
 
 def test_an_old_openvino_is_a_reason(encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch) -> None:

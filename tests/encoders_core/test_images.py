@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from encoders_core.errors import InputError, OptionError
 from encoders_core.image_transform import ImageTransform, resize_pixels
-from encoders_core.images import as_batch, is_single, load_images
+from encoders_core.images import as_batch, is_single, load_images, warn_of_unit_values
 from encoders_core.weights.layouts_preprocessing import (
     CLIP_MEAN,
     default_transform,
@@ -78,9 +78,10 @@ def test_floats_are_model_input_unless_said_otherwise(
     unit = torch.from_numpy(pixels).permute(2, 0, 1) / 255
     assert torch.equal(load_images(unit - 0.5)[0], unit - 0.5)
     assert not caplog.records
+    warn_of_unit_values.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(load_images(unit)[0], unit)
-    assert "value_range='unit'" in caplog.text
+        assert torch.equal(load_images([unit, unit])[0], unit)
+    assert caplog.text.count("value_range='unit'") == 1
     caplog.clear()
     assert torch.equal(load_images(unit, value_range="normalized")[0], unit)
     assert not caplog.records
