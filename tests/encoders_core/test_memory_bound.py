@@ -18,7 +18,7 @@ from encoders_core.vision_encoder import VisionEncoder
 SMALL: dict[str, Any] = {"patch_size": 8, "num_layers": 1, "hidden_dim": 16, "num_heads": 2, "output_dim": 8, "seed": 1}
 
 _PROGRAM = """
-    import resource, sys
+    import sys
     import numpy as np, psutil, torch
     from encoders_core import VisionEncoder, memory_efficient_encoding
     torch.set_num_threads(1)
@@ -33,11 +33,13 @@ _PROGRAM = """
     else:
         result = encoder.encode(images, batch_size=96)
     assert result.features.shape == (96, 16)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, bound)
+    # Not ru_maxrss: through exec that keeps the peak of the process that started this one.
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(int(peak.split()[1]) * 1024 / 1e9, bound)
 """
 
 
-@pytest.mark.soak  # it failed once in 16 runs, on a loaded machine: how the heap fragments moves the peak by tens of MB
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize("how", ["bounded", "free"])
 def test_peak_memory_stays_under_the_bound(how: str) -> None:
     command = [sys.executable, "-c", textwrap.dedent(_PROGRAM), how]
