@@ -40,8 +40,9 @@ def normalise(frames: torch.Tensor, spec: InputSpec) -> torch.Tensor:
             f"expected uint8 frames of shape (B, {spec.size_hw[0]}, {spec.size_hw[1]}, 3), "
             f"got {frames.dtype} of shape {tuple(frames.shape)}"
         )
-    pixels = frames.permute(0, 3, 1, 2).float()
-    # One subtraction and one division in pixel units: for (x - 127) / 128 both are exact in float32.
-    mean = torch.tensor([255.0 * value for value in spec.mean]).view(1, 3, 1, 1)
-    std = torch.tensor([255.0 * value for value in spec.std]).view(1, 3, 1, 1)
-    return pixels.sub_(mean).div_(std)
+    pixels, width = frames.contiguous().float(), spec.size_hw[1]
+    # One subtraction and one division in pixel units: for (x - 127) / 128 both are exact in float32. A line at a time:
+    # three numbers over and over are four times as slow.
+    mean, std = (torch.tensor([255.0 * value for value in values]).repeat(width) for values in (spec.mean, spec.std))
+    pixels.view(-1, 3 * width).sub_(mean).div_(std)
+    return pixels.permute(0, 3, 1, 2)

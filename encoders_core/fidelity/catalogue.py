@@ -7,10 +7,10 @@ from typing import Final
 from encoders_core.config import QUALITY_TARGETS
 from encoders_core.errors import OptionError
 from encoders_core.fidelity.camvec_policy import Camvec
-from encoders_core.fidelity.engine_policies import EngineStaleKV, EngineTokens
+from encoders_core.fidelity.engine_policies import EngineRandom, EngineStaleKV, EngineThreshold
 from encoders_core.fidelity.frame_policies import GatedFrames, Hold, LowResolution, Plain, sizes
 from encoders_core.fidelity.policy import Policy
-from encoders_core.fidelity.reference_policies import TokenPolicy, over_threshold, random_share
+from encoders_core.fidelity.reference_policies import TokenPolicy, over_threshold
 from encoders_core.fidelity.subject import DenseVitEncoder, Subject
 
 TAUS: Final = (0.01, 0.02, 0.035, 0.05, 0.08, 0.12, 0.2)
@@ -61,21 +61,23 @@ def _hold(subject: Subject, every: int) -> Entry:
 def _tokens(vit: DenseVitEncoder) -> tuple[Entry, ...]:
     """All on the engine's kernels but STGT: a lane cannot overwrite the reference of a row that it does not compute."""
 
-    def gated(tau: float) -> Policy:
-        return EngineTokens("tokenwise", vit, lambda: over_threshold(tau))
-
     def forgetful(tau: float) -> Policy:
         return TokenPolicy("stgt", vit, lambda: over_threshold(tau), forget=True)
-
-    def by_chance(share: float) -> Policy:
-        return EngineTokens("random", vit, lambda: random_share(share))
 
     word, levels, shares = "threshold, share of an input's length", (0.25, 0.5, 1, 2, 4), (0.1, 0.2, 0.4, 0.6, 0.8)
     return (
         Entry("stale_kv", lambda level: EngineStaleKV(vit, level), 1.0, levels, "grey levels", "engine"),
-        Entry("tokenwise", gated, 0.05, TAUS, word, "engine"),
+        Entry("tokenwise", lambda tau: EngineThreshold(vit, tau), 0.05, TAUS, word, "engine"),
         Entry("stgt", forgetful, 0.05, TAUS, word, "reference"),
-        Entry("random", by_chance, 0.3, shares, "share of tokens", "engine", budget_of="camvec"),
+        Entry(
+            "random",
+            lambda share: EngineRandom(vit, share),
+            0.3,
+            shares,
+            "share of tokens",
+            "engine",
+            budget_of="camvec",
+        ),
     )
 
 

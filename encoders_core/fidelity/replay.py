@@ -5,7 +5,7 @@ larger model's fidelity: with random weights it has none.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -18,11 +18,13 @@ from encoders_core.fidelity.policy import ATTENTION, Frame, Policy, Rows, Step
 from encoders_core.fidelity.run import Clip, Trace, run_clip, warm_times_ns
 from encoders_core.fidelity.subject import DenseVitEncoder, Subject
 from encoders_core.preprocessing import normalise
-from encoders_core.realtime.token_cache import Gate, TokenCache
-from encoders_core.realtime.token_kernels import Floats, Indices
+from encoders_core.realtime.token_cache import GATES, TokenCache
 from encoders_core.realtime.token_lane import Counts, Lane
 from encoders_core.realtime.token_pass import TokenPasses
+from encoders_core.realtime.token_plain import Floats
 
+_NEVER: Final = 1e30
+"""A limit that nothing finite passes."""
 CAMERAS: Final = (1, 4)
 """How many cameras share a pass in the replays: alone, and packed."""
 
@@ -55,21 +57,6 @@ class Recording:
         return Recording(scaled, tokens)
 
 
-@dataclass
-class _ReplayLane(Lane):
-    """The first rows, as many as are wanted of each layer."""
-
-    wanted: Rows = field(default_factory=lambda: np.zeros((0, len(Counts._fields)), np.int64))
-
-    def choose(self, block: int, gate: Gate, change: Floats, rows: Indices | None = None) -> Indices:  # noqa: ARG002
-        """(N,) lengths of change -> indices of the rows to compute."""
-        return np.arange(self.wanted[block, Counts._fields.index(gate)])
-
-    def look_at(self, block: int, changed: Indices) -> Indices:  # noqa: ARG002
-        """The first rows."""
-        return np.arange(self.wanted[block, ATTENTION])
-
-
 class Replay:
     """A policy that computes exactly the recorded number of rows in each layer of each frame, whatever it shows.
 
@@ -82,7 +69,9 @@ class Replay:
     def __init__(self, vit: DenseVitEncoder, recording: Recording, cameras: int = 1) -> None:
         self._vit, self._passes, self._cameras = vit, TokenPasses(vit.network), cameras
         self._passes.prepare()
-        self._rows = recording.for_model(vit.network.config.depth, vit.cost.tokens).rows
+        rows = recording.for_model(vit.network.config.depth, vit.cost.tokens).rows
+        self._limits = [None if one is None else _limits(one, vit.cost.tokens) for one in rows]
+        self._looked = [None if one is None else one[:, ATTENTION] for one in rows]
         self.reset()
 
     def reset(self) -> None:
@@ -102,17 +91,29 @@ class Replay:
             return held(self._vit, self._features)
         return self._vit.cost.step(self._features, np.asarray(lanes[0].counts))
 
-    def _lane(self, camera: int, frame: Frame) -> _ReplayLane | None:
+    def _lane(self, camera: int, frame: Frame) -> Lane | None:
         """What a camera computes of its next frame; None if it holds."""
         tokens = self._passes.embed(normalise(torch.from_numpy(frame)[None], self._vit.descriptor.input))
         cache = self._caches[camera]
         if not cache.warm:
             drain(self._passes.dense(cache, tokens))
-        rows = self._rows[(self._next + camera * len(self._rows) // self._cameras) % len(self._rows)]
-        if rows is not None:
-            return _ReplayLane(cache, tokens, wanted=rows)
-        self._passes.first_change(cache, tokens)
-        return None
+        place = (self._next + camera * len(self._limits) // self._cameras) % len(self._limits)
+        limits, looked = self._limits[place], self._looked[place]
+        if limits is None or looked is None:
+            self._passes.first_change(cache, tokens)
+            return None
+        cache.limits = limits
+        for block, count in zip(cache.blocks, looked, strict=True):
+            block.watch.drift[:], block.watch.slope[:] = 0.0, 0.0
+            block.watch.drift[:count] = np.inf  # so that attention has to look, and finds that it need not compute
+        return Lane(cache, tokens)
+
+
+def _limits(rows: Rows, tokens: int) -> Floats:
+    """(depth, 5) rows of each layer -> (depth, gates, N) limits that let the first of them through, and no others."""
+    counts = np.stack([rows[:, Counts._fields.index(gate)] for gate in GATES], axis=1)
+    within = np.arange(tokens) < counts[..., None]
+    return np.where(within, np.float32(-1), np.float32(_NEVER))
 
 
 def replay(

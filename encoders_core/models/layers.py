@@ -54,7 +54,7 @@ class PatchEmbed(nn.Module):
         side = self.proj.kernel_size[0]
         # The same product as the convolution, which takes up to three times as long for one picture that is channels-last.
         parts = x.reshape(batch, chans, height // side, side, width // side, side).permute(0, 2, 4, 1, 3, 5)
-        return F.linear(parts.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias)
+        return linear(parts.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class PatchDropout(nn.Module):

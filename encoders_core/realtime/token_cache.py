@@ -12,18 +12,10 @@ from typing import Final, Literal
 import numpy as np
 
 from encoders_core.models.vit import VitConfig
-from encoders_core.realtime.token_kernels import Floats
+from encoders_core.realtime.token_plain import Floats, GateMemory
 
 Gate = Literal["query", "kv", "proj", "mlp"]
 GATES: Final[tuple[Gate, ...]] = ("query", "kv", "proj", "mlp")
-
-
-@dataclass(slots=True)
-class GateMemory:
-    """One gate: `reference` (N, D) is the input of each row when it was last computed, `output` (N, D or 2 D) its result."""
-
-    reference: Floats
-    output: Floats
 
 
 @dataclass(slots=True)

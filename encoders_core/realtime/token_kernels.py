@@ -1,99 +1,29 @@
-"""The small steps of a gated pass between its matrix products, each one pass over memory.
+"""The small steps of a gated pass between its matrix products, each one pass over memory, and the pass's turns made of them.
 
-Written twice: plain numpy, and the same loops compiled by numba where it is installed. Eager tensor operations cost three
-to five times as much here: a gate is nine of them, each a walk over (N, D), and a pass has four gates a block.
+The small steps are written twice: in plain numpy (`token_plain`), and as loops that numba compiles where it is installed. Eager
+tensor operations cost three to five times as much here: a gate is nine of them, each a walk over (N, D), and a pass has
+four gates a block. The turns are written once, and compiled too: a call from Python costs as much as a small step.
 """
 
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+
+from encoders_core.realtime import token_plain as plain
+from encoders_core.realtime.token_plain import MOVED, SLOPE_RATE, Floats, GateMemory, Indices, Norm, Rules
 
 try:
     import numba
 except ImportError:
     numba = None  # type: ignore[assignment]
 
-Floats = NDArray[np.float32]
-Indices = NDArray[np.int64]
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 COMPILED: Final = numba is not None
 """Whether the compiled loops are used."""
-AGE_POWER: Final = 0.25
-"""A change may be as long as its limit over the age of its row to this power. A row that moves by itself all the time is
-recomputed for one frame, one that was still for many; so what a row may cost falls with how long the last one served."""
-_SLOPE_RATE: Final = np.float32(0.3)
-_MOVED: Final = np.float32(1e-3)  # of `moved`: below it a slope would be noise over nothing
-
-
-def plain_store(output: Floats, indices: Indices, rows: Floats) -> None:
-    """(M, D) new `rows` go to their places in `output` (N, D), in place."""
-    output[indices] = rows
-
-
-def plain_settle(x: Floats, output: Floats, indices: Indices, rows: Floats) -> None:
-    """(M, D) new `rows` go to their places in `output` (N, D), and `output` is added to `x` (N, D), in place."""
-    output[indices] = rows
-    x += output
-
-
-def plain_measure(x: Floats, weight: Floats, bias: Floats, eps: float, reference: Floats, normed: Floats) -> Floats:  # noqa: PLR0917  compiled functions take no keywords
-    """(N, D) -> (N,) float32, how far each row of layer-normalised `x`, left in `normed`, is from `reference`."""
-    centred = x - x.mean(axis=1, keepdims=True)
-    scale = 1.0 / np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + np.float32(eps))
-    normed[:] = centred * scale * weight + bias
-    return np.asarray(np.linalg.norm(normed - reference, axis=1), np.float32)
-
-
-def plain_measure_both(  # noqa: PLR0917  as above
-    x: Floats, weight: Floats, bias: Floats, eps: float, first: Floats, second: Floats, normed: Floats
-) -> Floats:
-    """The same against two references -> (2, N)."""
-    change = plain_measure(x, weight, bias, eps, first, normed)
-    return np.stack((change, np.linalg.norm(normed - second, axis=1).astype(np.float32)))
-
-
-def plain_select(change: Floats, limit: Floats, age: Floats, rows: Indices, forced: Indices) -> Indices:
-    """(M,) lengths of change of `rows` -> indices into them: over what (N,) `limit` and `age` allow, or `forced`."""
-    over = (limit[rows] < 0) | (change * age[rows] ** np.float32(AGE_POWER) > limit[rows]) | np.isin(rows, forced)
-    return np.flatnonzero(over)
-
-
-def plain_due(  # noqa: PLR0917  as above
-    moved: float, seen: Floats, drift: Floats, slope: Floats, limit: Floats, age: Floats, forced: Indices
-) -> Indices:
-    """Of an `AttentionWatch`, (N,) each -> the rows that may be over what (N,) `limit` and `age` allow, and those `forced`."""
-    grown = np.maximum(np.float32(moved) - seen, 0)
-    expected = drift + np.multiply(slope, grown, out=np.zeros_like(grown), where=grown > 0)  # the slope may be infinite
-    needed = (limit < 0) | (expected * age ** np.float32(AGE_POWER) > limit)
-    needed[forced] = True
-    return np.flatnonzero(needed)
-
-
-def plain_learn_slopes(  # noqa: PLR0917  as above
-    moved: float, seen: Floats, drift: Floats, slope: Floats, rows: Indices, change: Floats
-) -> None:
-    """Of an `AttentionWatch`, in place: `rows` were found (M,) `change` from their references."""
-    grown = np.maximum(np.float32(moved) - seen[rows], 0)
-    found = np.maximum(change - drift[rows], 0) / np.maximum(grown, _MOVED)
-    before = slope[rows]
-    with np.errstate(invalid="ignore"):
-        after = np.where(np.isinf(before), found, before + _SLOPE_RATE * (found - before))
-    slope[rows] = np.where(grown > _MOVED, after, before)
-    seen[rows], drift[rows] = moved, change
-
-
-def plain_let_through(source: Floats, places: Indices, reference: Floats, indices: Indices, rows: Floats) -> None:
-    """Rows `places` of `source` become rows `indices` of `reference`, and are laid side by side in `rows` (M, D)."""
-    rows[:] = source[places]
-    reference[indices] = rows
-
-
-def plain_distances(rows: Floats, reference: Floats, indices: Indices) -> Floats:
-    """(M, D) rows -> (M,) float32, how far each is from row `indices` of `reference` (N, D)."""
-    return np.asarray(np.linalg.norm(rows - reference[indices], axis=1), np.float32)
+_QUERY, _KV, _PROJ, _MLP = range(4)  # places of the gates in limits and ages, in the order of `GATES`
+_SHORTEST: Final = np.float32(1e-20)
 
 
 def _store(output: Floats, indices: Indices, rows: Floats) -> None:
@@ -109,7 +39,7 @@ def _settle(x: Floats, output: Floats, indices: Indices, rows: Floats) -> None:
             x[row, column] += output[row, column]
 
 
-def _measure(x: Floats, weight: Floats, bias: Floats, eps: float, reference: Floats, normed: Floats) -> Floats:  # noqa: PLR0917  as above
+def _measure(x: Floats, norm: Norm, reference: Floats, normed: Floats) -> Floats:
     count, dim = x.shape
     change = np.empty(count, np.float32)
     for row in range(count):
@@ -120,19 +50,17 @@ def _measure(x: Floats, weight: Floats, bias: Floats, eps: float, reference: Flo
         total = np.float32(0)
         for column in range(dim):
             total += (x[row, column] - mean) * (x[row, column] - mean)
-        scale = np.float32(1.0) / np.float32(np.sqrt(total / np.float32(dim) + np.float32(eps)))
+        scale = np.float32(1.0) / np.float32(np.sqrt(total / np.float32(dim) + np.float32(norm.eps)))
         total = np.float32(0)
         for column in range(dim):
-            value = (x[row, column] - mean) * scale * weight[column] + bias[column]
+            value = (x[row, column] - mean) * scale * norm.weight[column] + norm.bias[column]
             normed[row, column] = value
             total += (value - reference[row, column]) * (value - reference[row, column])
         change[row] = np.sqrt(total)
     return change
 
 
-def _measure_both(  # noqa: PLR0917  as above
-    x: Floats, weight: Floats, bias: Floats, eps: float, first: Floats, second: Floats, normed: Floats
-) -> Floats:
+def _measure_both(x: Floats, norm: Norm, first: Floats, second: Floats, normed: Floats) -> Floats:
     count, dim = x.shape
     change = np.empty((2, count), np.float32)
     for row in range(count):
@@ -143,10 +71,10 @@ def _measure_both(  # noqa: PLR0917  as above
         total = np.float32(0)
         for column in range(dim):
             total += (x[row, column] - mean) * (x[row, column] - mean)
-        scale = np.float32(1.0) / np.float32(np.sqrt(total / np.float32(dim) + np.float32(eps)))
+        scale = np.float32(1.0) / np.float32(np.sqrt(total / np.float32(dim) + np.float32(norm.eps)))
         total, other = np.float32(0), np.float32(0)
         for column in range(dim):
-            value = (x[row, column] - mean) * scale * weight[column] + bias[column]
+            value = (x[row, column] - mean) * scale * norm.weight[column] + norm.bias[column]
             normed[row, column] = value
             total += (value - first[row, column]) * (value - first[row, column])
             other += (value - second[row, column]) * (value - second[row, column])
@@ -190,9 +118,9 @@ def _learn_slopes(  # noqa: PLR0917  as above
     for place in range(rows.shape[0]):
         row = rows[place]
         grown = max(np.float32(moved) - seen[row], np.float32(0))
-        if grown > _MOVED:
+        if grown > MOVED:
             found = max(change[place] - drift[row], np.float32(0)) / grown
-            slope[row] = found if np.isinf(slope[row]) else slope[row] + _SLOPE_RATE * (found - slope[row])
+            slope[row] = found if np.isinf(slope[row]) else slope[row] + SLOPE_RATE * (found - slope[row])
         seen[row], drift[row] = moved, change[place]
 
 
@@ -213,10 +141,86 @@ def _distances(rows: Floats, reference: Floats, indices: Indices) -> Floats:
     return change
 
 
+def _take(change: Floats, gate: int, rules: Rules, rows: Indices) -> tuple[Indices, bool]:
+    """(M,) lengths of change of `rows` -> indices into them that `gate` lets through; whether the cap left some behind.
+
+    Those over their limits, under a cap the most urgent of them. All rows grow older by a pass, these are young again.
+    """
+    limit, age = rules.limits[gate], rules.ages[gate]
+    chosen = select(change, limit, age, rows, rules.forced)
+    cut = rules.cap >= 0 and chosen.shape[0] > rules.cap
+    if cut:
+        places = rows[chosen]
+        must = limit < 0
+        must[rules.forced] = True
+        urgency = change[chosen] * np.sqrt(np.sqrt(age[places])) / np.maximum(limit[places], _SHORTEST)
+        urgency[must[places]] = np.inf
+        chosen = chosen[np.sort(np.argsort(-urgency)[: rules.cap])]
+    age += np.float32(1)
+    age[rows[chosen]] = np.float32(1)
+    return chosen, cut
+
+
+def _open_gate(  # noqa: PLR0917  as above
+    x: Floats, norm: Norm, memory: GateMemory, gate: int, rules: Rules, normed: Floats, into: Floats
+) -> tuple[Indices, bool]:
+    """A gate behind a norm: the rows it lets through, laid side by side in `into`, and whether the cap left some."""
+    chosen, cut = take(measure(x, norm, memory.reference, normed), gate, rules, rules.every)
+    let_through(normed, chosen, memory.reference, chosen, into[: chosen.shape[0]])
+    return chosen, cut
+
+
+def _open_attention(  # noqa: PLR0917  as above
+    x: Floats,
+    norm: Norm,
+    kv: GateMemory,
+    query: GateMemory,
+    rules: Rules,
+    normed: Floats,
+    kv_into: Floats,
+    query_into: Floats,
+) -> tuple[Indices, Indices, float, bool]:
+    """The gates of keys and values and of queries, which share a norm; how far the inputs moved that the first lets through."""
+    change = measure_both(x, norm, kv.reference, query.reference, normed)
+    opened, cut = take(change[0], _KV, rules, rules.every)
+    asked, fewer = take(change[1], _QUERY, rules, rules.every)
+    let_through(normed, opened, kv.reference, opened, kv_into[: opened.shape[0]])
+    let_through(normed, asked, query.reference, asked, query_into[: asked.shape[0]])
+    return opened, asked, float(change[0][opened].sum()), cut or fewer
+
+
+def _rows_to_look_at(moved: float, seen: Floats, drift: Floats, slope: Floats, asked: Indices, rules: Rules) -> Indices:  # noqa: PLR0917  as above
+    """Rows whose query changed -> all rows of attention to look at: these, and those that may have moved too far."""
+    forced = np.concatenate((asked, rules.forced))
+    return due(moved, seen, drift, slope, rules.limits[_PROJ], rules.ages[_PROJ], forced)
+
+
+def _open_projection(  # noqa: PLR0917  as above
+    looked: Floats,
+    rows: Indices,
+    memory: GateMemory,
+    moved: float,
+    seen: Floats,
+    drift: Floats,
+    slope: Floats,
+    rules: Rules,
+    into: Floats,
+) -> tuple[Indices, bool]:
+    """The gate of the projection: of `rows`, whose attention is (M, D) `looked`, those it lets through, and what looking showed."""
+    change = distances(looked, memory.reference, rows)
+    chosen, cut = take(change, _PROJ, rules, rows)
+    learn_slopes(moved, seen, drift, slope, rows, change)
+    indices = rows[chosen]
+    drift[indices] = np.float32(0)
+    let_through(looked, chosen, memory.reference, indices, into[: chosen.shape[0]])
+    return indices, cut
+
+
 def compiled(loops: FunctionT, plain: FunctionT) -> FunctionT:
     """`loops` compiled, its machine code kept on disk where that is possible; `plain` without numba.
 
-    Sums may be taken in another order than written, which is what lets the compiler use vector registers.
+    Sums may be taken in another order than written, which is what lets the compiler use vector registers. Kept code is known
+    by the file of its function: whoever changes what that calls in *another* file has to delete `__pycache__`.
     """
     if not COMPILED:
         return plain
@@ -229,12 +233,19 @@ def compiled(loops: FunctionT, plain: FunctionT) -> FunctionT:
     return compiled
 
 
-store = compiled(_store, plain_store)
-settle = compiled(_settle, plain_settle)
-measure = compiled(_measure, plain_measure)
-measure_both = compiled(_measure_both, plain_measure_both)
-select = compiled(_select, plain_select)
-due = compiled(_due, plain_due)
-learn_slopes = compiled(_learn_slopes, plain_learn_slopes)
-let_through = compiled(_let_through, plain_let_through)
-distances = compiled(_distances, plain_distances)
+store = compiled(_store, plain.store)
+settle = compiled(_settle, plain.settle)
+measure = compiled(_measure, plain.measure)
+measure_both = compiled(_measure_both, plain.measure_both)
+select = compiled(_select, plain.select)
+due = compiled(_due, plain.due)
+learn_slopes = compiled(_learn_slopes, plain.learn_slopes)
+let_through = compiled(_let_through, plain.let_through)
+distances = compiled(_distances, plain.distances)
+
+# In the order in which they call each other.
+take = compiled(_take, _take)
+open_gate = compiled(_open_gate, _open_gate)
+open_attention = compiled(_open_attention, _open_attention)
+rows_to_look_at = compiled(_rows_to_look_at, _rows_to_look_at)
+open_projection = compiled(_open_projection, _open_projection)

@@ -7,9 +7,8 @@ import numpy as np
 
 from encoders_core.realtime import token_kernels as kernels
 from encoders_core.realtime.token_cache import GATES, AttentionWatch, Gate, TokenCache
-from encoders_core.realtime.token_kernels import AGE_POWER, Floats, Indices
+from encoders_core.realtime.token_plain import Floats, GateMemory, Indices, Norm, Rules
 
-_SHORTEST: Final = np.float32(1e-20)
 _MAX_MOVED: Final = 1e4  # float32 sums stay exact enough
 
 
@@ -27,8 +26,9 @@ class Counts(NamedTuple):
 class Lane:
     """A camera's cache and its tokens (N, D), which the pass changes; how many rows a gate may let through.
 
+    Which rows are let through is the cache's limits' to say, and of the rows of attention, what is expected of them.
     `forced` are rows that every gate lets through: the rolling refresh. `exact`: attention is looked at for all rows, as a
-    prediction of which ones move is none that one can rely on. A subclass may choose otherwise.
+    prediction of which ones move is none that one can rely on.
     """
 
     cache: TokenCache
@@ -43,60 +43,61 @@ class Lane:
     """(N, D): room for the tokens as a gate sees them."""
 
     def __post_init__(self) -> None:
+        if self.cache.limits is None:
+            raise AssertionError("a gated pass before the importance of rows was measured")
         self.normed = np.empty_like(self.x)
-        self._every = np.arange(len(self.x))
-        self._forced = np.empty(0, np.int64) if self.forced is None else self.forced
+        every = np.arange(len(self.x))
+        forced = np.empty(0, np.int64) if self.forced is None else self.forced
+        cap = -1 if self.row_cap is None else self.row_cap
+        self._rules = [
+            Rules(limits, ages, every, forced, cap)
+            for limits, ages in zip(self.cache.limits, self.cache.ages, strict=True)
+        ]
 
-    def choose(self, block: int, gate: Gate, change: Floats, rows: Indices | None = None) -> Indices:
-        """(M,) lengths of change of all rows, or of `rows` -> indices into them to compute; the most urgent if capped.
+    # Each of these lays the rows that it lets through side by side in `into`, where a product takes them.
 
-        A row may change by its limit over the fourth root of its age.
-        """
-        limit, age = self._of(block, gate)
-        places = self._every if rows is None else rows
-        chosen = kernels.select(change, limit, age, places, self._forced)
-        if self.row_cap is not None and len(chosen) > self.row_cap:
-            self.cut_off = True
-            allowed = limit[places] / age[places] ** AGE_POWER
-            allowed[np.isin(places, self._forced)] = -1.0
-            chosen = _most_urgent(chosen, change, allowed, self.row_cap)
-        age += 1
-        age[places[chosen]] = 1
+    def open_attention(self, block: int, norm: Norm, kv_into: Floats, query_into: Floats) -> tuple[Indices, Indices]:
+        """The rows whose key and value are computed, and those whose query is."""
+        memory = self.cache.blocks[block]
+        opened, asked, moved, cut = kernels.open_attention(
+            self.x, norm, memory.kv, memory.query, self._rules[block], self.normed, kv_into, query_into
+        )
+        memory.watch.moved += moved
+        self.cut_off |= cut
+        return opened, asked
+
+    def open_gate(self, block: int, gate: Gate, norm: Norm, into: Floats) -> Indices:
+        """The rows of a gate behind a norm."""
+        memory: GateMemory = getattr(self.cache.blocks[block], gate)
+        chosen, cut = kernels.open_gate(self.x, norm, memory, GATES.index(gate), self._rules[block], self.normed, into)
+        self.cut_off |= cut
         return chosen
 
-    def look_at(self, block: int, changed: Indices) -> Indices:
+    def look_at(self, block: int, asked: Indices) -> Indices:
         """Rows whose query changed -> all rows of attention to look at: these, and those that may have moved too far.
 
         How far is a prediction of the mean, so rows near their limit are looked at late: with random weights and an object
         that crosses the picture up to a fifth of all rows were over it, one or two in a hundred by more than twice.
         """
+        rules = self._rules[block]
         if self.exact:
-            return self._every
-        limit, age = self._of(block, "proj")
+            return rules.every
         watch = self.cache.blocks[block].watch
-        return kernels.due(
-            watch.moved, watch.seen, watch.drift, watch.slope, limit, age, np.concatenate((changed, self._forced))
+        return kernels.rows_to_look_at(watch.moved, watch.seen, watch.drift, watch.slope, asked, rules)
+
+    def open_projection(self, block: int, rows: Indices, looked: Floats, into: Floats) -> Indices:
+        """Of `rows`, whose attention is (M, D) `looked`, those that moved too far from what the projection saw of them."""
+        memory = self.cache.blocks[block]
+        watch = memory.watch
+        chosen, cut = kernels.open_projection(
+            looked, rows, memory.proj, watch.moved, watch.seen, watch.drift, watch.slope, self._rules[block], into
         )
-
-    def _of(self, block: int, gate: Gate) -> tuple[Floats, Floats]:
-        """(N,) limits, negative where a row is let through whatever it is; (N,) ages."""
-        if self.cache.limits is None:
-            raise AssertionError("a gated pass before the importance of rows was measured")
-        place = block, GATES.index(gate)
-        return self.cache.limits[place], self.cache.ages[place]
+        self.cut_off |= cut
+        if watch.moved > _MAX_MOVED:
+            _start_over(watch)
+        return chosen
 
 
-def _most_urgent(chosen: Indices, change: Floats, limit: Floats, count: int) -> Indices:
-    """Those `count` of `chosen` whose change is the most times what it may be, in order."""
-    limit = limit[chosen]
-    urgency = np.where(limit < 0, np.inf, change[chosen] / np.maximum(limit, _SHORTEST))
-    return chosen[np.sort(np.argpartition(-urgency, count)[:count])]
-
-
-def learn(watch: AttentionWatch, rows: Indices, change: Floats, chosen: Indices) -> None:
-    """What looking at `rows` showed: they were `change` from their references, and those at `chosen` become references."""
-    kernels.learn_slopes(watch.moved, watch.seen, watch.drift, watch.slope, rows, change)
-    watch.drift[rows[chosen]] = 0.0
-    if watch.moved > _MAX_MOVED:
-        watch.seen -= np.float32(watch.moved)
-        watch.moved = 0.0
+def _start_over(watch: AttentionWatch) -> None:
+    watch.seen -= np.float32(watch.moved)
+    watch.moved = 0.0

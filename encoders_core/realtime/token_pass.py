@@ -4,13 +4,14 @@ In a gated pass the linear layers run over the changed rows of all its cameras i
 are each camera's own.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from itertools import accumulate
-from typing import Final, NamedTuple
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  the field's own name for it
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from encoders_core.errors import OptionError
@@ -18,11 +19,15 @@ from encoders_core.models.layers import Block, Mlp
 from encoders_core.models.packed_linear import PackedLinear
 from encoders_core.models.vit import VisionTransformer
 from encoders_core.realtime import token_kernels as kernels
-from encoders_core.realtime.token_cache import AttentionWatch, BlockMemory, GateMemory, TokenCache
-from encoders_core.realtime.token_kernels import Floats, Indices
-from encoders_core.realtime.token_lane import Counts, Lane, learn
+from encoders_core.realtime.attention_kernel import attend
+from encoders_core.realtime.token_cache import AttentionWatch, BlockMemory, TokenCache
+from encoders_core.realtime.token_lane import Counts, Lane
+from encoders_core.realtime.token_plain import Floats, GateMemory, Indices, Norm
 
 Layer = Callable[[Tensor], Tensor]
+_Room = NDArray[np.float32]
+"""(2, M, D): where the rows of all lanes lie side by side for a product, the same memory in every block."""
+_FIRST: Final = np.zeros(1, np.int64)
 _ROWS: Final = 32
 """Rows that packed weights are laid out for: the layout for 197 costs a tenth more with few, this one nothing with many."""
 
@@ -37,7 +42,7 @@ class TokenPasses:
             )
         self.network = network.eval()
         lonely = network.layers[-1] if network.config.pool == "cls" else None
-        self._prepared = False
+        self._prepared, self._room = False, np.zeros((2, 0, network.config.embed_dim), np.float32)
         self._blocks = [_GatedBlock(block, class_only=block is lonely) for block in network.layers]
 
     @torch.inference_mode()
@@ -85,20 +90,48 @@ class TokenPasses:
         With limits of 0 it equals the network but for rounding.
         """
         for index, block in enumerate(self._blocks):
-            block.gated(index, lanes)
+            block.gated(index, lanes, self._room_for(lanes))
             yield
         x = torch.from_numpy(np.stack([lane.x for lane in lanes]))
         features: Floats = self.network.forward_head(self.network.norm(x)).numpy()
         return features
 
+    def _room_for(self, lanes: Sequence[Lane]) -> _Room:
+        rows = bucket(sum(len(lane.x) for lane in lanes))
+        if rows > self._room.shape[1]:
+            self._room = np.zeros((2, rows, self._room.shape[2]), np.float32)
+        return self._room
 
-class _Pick(NamedTuple):
-    """Rows `places` of `source` that a gate lets through: they become rows `indices` of its memory."""
 
-    source: Floats
-    places: Indices
-    memory: GateMemory
-    indices: Indices
+@dataclass(slots=True)
+class _Batch:
+    """Rows of several lanes in one matrix: those of each lane, and where the next begin."""
+
+    room: Floats
+    lanes: list[Lane] = field(default_factory=list)
+    rows: list[Indices] = field(default_factory=list)
+    used: int = 0
+
+    @property
+    def left(self) -> Floats:
+        """Room for more rows."""
+        return self.room[self.used :]
+
+    def add(self, lane: Lane, rows: Indices) -> None:
+        """`rows` of `lane` have been laid into `left`."""
+        self.lanes.append(lane)
+        self.rows.append(rows)
+        self.used += len(rows)
+
+    def through(self, layer: Layer, width: int) -> Iterator[tuple[Lane, Indices, Floats]]:
+        """(M, D) -> (M, width), one matrix product; what came of each lane's rows."""
+        computed: Floats = np.empty((0, width), np.float32)
+        if self.used:
+            computed = layer(torch.from_numpy(self.room[: bucket(self.used)])).numpy()
+        start = 0
+        for lane, rows in zip(self.lanes, self.rows, strict=True):
+            yield lane, rows, computed[start : start + len(rows)]
+            start += len(rows)
 
 
 class _GatedBlock:
@@ -107,7 +140,7 @@ class _GatedBlock:
     def __init__(self, block: Block, *, class_only: bool) -> None:
         self._block, self._class_only = block, class_only
         self._heads, self._dim = block.attn.num_heads, block.attn.proj.in_features
-        self._norm1, self._norm2 = _Norm(block.norm1), _Norm(block.norm2)
+        self._norm1, self._norm2 = _norm(block.norm1), _norm(block.norm2)
         self._query = _linear(block.attn.qkv, 0, self._dim)
         self._kv = _linear(block.attn.qkv, self._dim)
         self._proj = _scaled(_linear(block.attn.proj), block.ls1)
@@ -121,7 +154,7 @@ class _GatedBlock:
 
     def first_change(self, memory: BlockMemory, tokens: Floats) -> Floats:
         """(N, D) -> (N,)."""
-        return self._norm1.measure(tokens, memory.kv.reference, np.empty_like(tokens))
+        return kernels.measure(tokens, self._norm1, memory.kv.reference, np.empty_like(tokens))
 
     def dense(self, x: Tensor) -> tuple[Tensor, BlockMemory]:
         """(1, N, D) -> (1, N, D), or (1, 1, D) of the class token; and all that was computed."""
@@ -142,89 +175,68 @@ class _GatedBlock:
         gates = (query, _memory(normed, kv), _memory(looked, projected), _memory(middle, fed))
         return x + fed, BlockMemory(*gates, AttentionWatch.of(rows))
 
-    def gated(self, index: int, lanes: Sequence[Lane]) -> None:
+    def gated(self, index: int, lanes: Sequence[Lane], room: _Room) -> None:
         """Take the lanes' tokens through this block, in place."""
-        memories = [lane.cache.blocks[index] for lane in lanes]
         if self._class_only:
-            last = [self._open_last(index, lane, memory) for lane, memory in zip(lanes, memories, strict=True)]
-            _store(last, _product(self._kv, last))
-            self._finish_class(lanes, memories, last)
+            self._gated_class(index, lanes, room)
             return
-        asked, opened = zip(
-            *(self._open(index, lane, memory) for lane, memory in zip(lanes, memories, strict=True)), strict=True
-        )
-        _store(opened, _product(self._kv, opened))
-        _store(asked, _product(self._query, asked))
-        looked = [
-            self._attend(index, lane, memory, pick.indices)
-            for lane, memory, pick in zip(lanes, memories, asked, strict=True)
-        ]
-        moved = [pick for pick, _ in looked]
-        _settle(lanes, moved, _product(self._proj, moved))
-        fed = [self._feed(index, lane, memory.mlp) for lane, memory in zip(lanes, memories, strict=True)]
-        _settle(lanes, fed, _product(self._mlp, fed))
-        for lane, query, kv, (proj, rows), mlp in zip(lanes, asked, opened, looked, fed, strict=True):
-            lane.counts.append(Counts(len(query.indices), len(kv.indices), rows, len(proj.indices), len(mlp.indices)))
+        kv, query = self._open_attention(index, lanes, room)
+        proj, looked = self._attend(index, lanes, room, query)
+        mlp = self._feed(index, lanes, room)
+        for lane, *rows in zip(lanes, query.rows, kv.rows, looked, proj.rows, mlp.rows, strict=True):
+            lane.counts.append(Counts(*map(len, rows)))
 
-    def _open(self, index: int, lane: Lane, memory: BlockMemory) -> tuple[_Pick, _Pick]:
-        """The rows whose query is computed, and those whose key and value are."""
-        change, asked = self._norm1.measure_both(lane.x, memory.kv.reference, memory.query.reference, lane.normed)
-        chosen, queries = lane.choose(index, "kv", change), lane.choose(index, "query", asked)
-        memory.watch.moved += float(change[chosen].sum())
-        return _Pick(lane.normed, queries, memory.query, queries), _Pick(lane.normed, chosen, memory.kv, chosen)
+    def _open_attention(self, index: int, lanes: Sequence[Lane], room: _Room) -> tuple[_Batch, _Batch]:
+        """Queries, keys and values that have to be computed, computed."""
+        kv, query = _Batch(room[0]), _Batch(room[1])
+        for lane in lanes:
+            opened, asked = lane.open_attention(index, self._norm1, kv.left, query.left)
+            kv.add(lane, opened)
+            query.add(lane, asked)
+        for lane, rows, computed in kv.through(self._kv, 2 * self._dim):
+            kernels.store(lane.cache.blocks[index].kv.output, rows, computed)
+        for lane, rows, computed in query.through(self._query, self._dim):
+            kernels.store(lane.cache.blocks[index].query.output, rows, computed)
+        return kv, query
 
-    def _open_last(self, index: int, lane: Lane, memory: BlockMemory) -> _Pick:
-        chosen = lane.choose(index, "kv", self._norm1.measure(lane.x, memory.kv.reference, lane.normed))
-        return _Pick(lane.normed, chosen, memory.kv, chosen)
+    def _attend(self, index: int, lanes: Sequence[Lane], room: _Room, query: _Batch) -> tuple[_Batch, list[Indices]]:
+        """What attention and the projection of it add to the tokens; which rows of attention were looked at."""
+        proj, looked = _Batch(room[0]), []
+        for lane, asked in zip(lanes, query.rows, strict=True):
+            rows, memory = lane.look_at(index, asked), lane.cache.blocks[index]
+            seen = attend(memory.query.output, rows, memory.kv.output, self._heads)
+            proj.add(lane, lane.open_projection(index, rows, seen, proj.left))
+            looked.append(rows)
+        for lane, rows, computed in proj.through(self._proj, self._dim):
+            kernels.settle(lane.x, lane.cache.blocks[index].proj.output, rows, computed)
+        return proj, looked
 
-    def _attend(self, index: int, lane: Lane, memory: BlockMemory, changed: Indices) -> tuple[_Pick, int]:
-        """The rows of attention that moved too far from what the projection saw of them; how many were looked at."""
-        rows = lane.look_at(index, changed)
-        looked = self._look(memory.query.output[rows], memory)
-        change = kernels.distances(looked, memory.proj.reference, rows)
-        chosen = lane.choose(index, "proj", change, rows)
-        learn(memory.watch, rows, change, chosen)
-        return _Pick(looked, chosen, memory.proj, rows[chosen]), len(rows)
+    def _feed(self, index: int, lanes: Sequence[Lane], room: _Room) -> _Batch:
+        """What the feed-forward adds to the tokens."""
+        mlp = _Batch(room[0])
+        for lane in lanes:
+            mlp.add(lane, lane.open_gate(index, "mlp", self._norm2, mlp.left))
+        for lane, rows, computed in mlp.through(self._mlp, self._dim):
+            kernels.settle(lane.x, lane.cache.blocks[index].mlp.output, rows, computed)
+        return mlp
 
-    def _feed(self, index: int, lane: Lane, memory: GateMemory) -> _Pick:
-        chosen = lane.choose(index, "mlp", self._norm2.measure(lane.x, memory.reference, lane.normed))
-        return _Pick(lane.normed, chosen, memory, chosen)
-
-    def _look(self, queries: Floats, memory: BlockMemory) -> Floats:
-        """(M, D) queries, each over all keys and values of its camera -> (M, D)."""
-        split = (self._heads, self._dim // self._heads)
-        k, v = torch.from_numpy(memory.kv.output).view(-1, 2, *split).permute(1, 2, 0, 3)[:, None]
-        q = torch.from_numpy(queries).view(1, -1, *split).transpose(1, 2)
-        looked: Floats = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1).numpy()
-        return looked
-
-    def _finish_class(self, lanes: Sequence[Lane], memories: list[BlockMemory], opened: list[_Pick]) -> None:
+    def _gated_class(self, index: int, lanes: Sequence[Lane], room: _Room) -> None:
+        kv = _Batch(room[0])
+        for lane in lanes:
+            kv.add(lane, lane.open_gate(index, "kv", self._norm1, kv.left))
+        for lane, rows, computed in kv.through(self._kv, 2 * self._dim):
+            kernels.store(lane.cache.blocks[index].kv.output, rows, computed)
         queries = self._query(torch.from_numpy(np.stack([lane.normed[0] for lane in lanes]))).numpy()
-        looked = [self._look(row[None], memory) for row, memory in zip(queries, memories, strict=True)]
-        x = torch.from_numpy(np.stack([lane.x[0] for lane in lanes])) + self._proj(
-            torch.from_numpy(np.concatenate(looked))
-        )
+        looked = [
+            attend(row[None], _FIRST, lane.cache.blocks[index].kv.output, self._heads)
+            for row, lane in zip(queries, lanes, strict=True)
+        ]
+        x = torch.from_numpy(np.stack([lane.x[0] for lane in lanes]))
+        x = x + self._proj(torch.from_numpy(np.concatenate(looked)))
         x = x + self._mlp(self._block.norm2(x))
-        for lane, row, pick in zip(lanes, x.numpy(), opened, strict=True):
+        for lane, row, rows in zip(lanes, x.numpy(), kv.rows, strict=True):
             lane.x = row[None]
-            lane.counts.append(Counts(1, len(pick.indices), 1, 1, 1))
-
-
-class _Norm:
-    """A layer norm as the gates compute it: together with how far each row is from its reference."""
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        self._weight: Floats = norm.weight.detach().numpy()
-        self._bias: Floats = norm.bias.detach().numpy()
-        self._eps = norm.eps
-
-    def measure(self, x: Floats, reference: Floats, normed: Floats) -> Floats:
-        """(N, D) -> (N,) lengths of change; the normalised rows are left in `normed`."""
-        return kernels.measure(x, self._weight, self._bias, self._eps, reference, normed)
-
-    def measure_both(self, x: Floats, first: Floats, second: Floats, normed: Floats) -> Floats:
-        """The same with two references -> (2, N)."""
-        return kernels.measure_both(x, self._weight, self._bias, self._eps, first, second, normed)
+            lane.counts.append(Counts(1, len(rows), 1, 1, 1))
 
 
 def bucket(rows: int) -> int:
@@ -236,28 +248,8 @@ def bucket(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def _product(layer: Layer, picks: Sequence[_Pick]) -> list[Floats]:
-    """One matrix product for the rows of all cameras; what came of each camera's."""
-    ends = list(accumulate(len(pick.places) for pick in picks))
-    if not ends[-1]:
-        return [np.empty((0, pick.memory.output.shape[1]), np.float32) for pick in picks]
-    rows = np.empty((bucket(ends[-1]), picks[0].source.shape[1]), np.float32)
-    rows[ends[-1] :] = 0.0
-    parts = [slice(end - len(pick.places), end) for end, pick in zip(ends, picks, strict=True)]
-    for pick, part in zip(picks, parts, strict=True):
-        kernels.let_through(pick.source, pick.places, pick.memory.reference, pick.indices, rows[part])
-    computed: Floats = layer(torch.from_numpy(rows)).numpy()
-    return [computed[part] for part in parts]
-
-
-def _store(picks: Sequence[_Pick], results: Sequence[Floats]) -> None:
-    for pick, computed in zip(picks, results, strict=True):
-        kernels.store(pick.memory.output, pick.indices, computed)
-
-
-def _settle(lanes: Sequence[Lane], picks: Sequence[_Pick], results: Sequence[Floats]) -> None:
-    for lane, pick, rows in zip(lanes, picks, results, strict=True):
-        kernels.settle(lane.x, pick.memory.output, pick.indices, rows)
+def _norm(norm: nn.LayerNorm) -> Norm:
+    return Norm(norm.weight.detach().numpy(), norm.bias.detach().numpy(), norm.eps)
 
 
 def _rows(heads: Tensor) -> Tensor:

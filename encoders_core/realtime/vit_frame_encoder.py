@@ -25,9 +25,9 @@ from encoders_core.realtime.frame_gate import GateCalibration
 from encoders_core.realtime.token_cache import GATES, TokenCache
 from encoders_core.realtime.token_gate import Rows
 from encoders_core.realtime.token_importance import importance_steps
-from encoders_core.realtime.token_kernels import Floats
 from encoders_core.realtime.token_lane import Counts, Lane
 from encoders_core.realtime.token_pass import TokenPasses
+from encoders_core.realtime.token_plain import Floats
 from encoders_core.weights.files import read_json
 
 ROW_ERROR: Final = 9.5e-5

@@ -107,7 +107,7 @@ def test_max_hold_is_a_dense_pass() -> None:
     frames = np.stack([redrawn(scene(0), [*range(12)], n) for n in range(3)])
     encoder.encode_stream(frames, timestamps_us=[0, 40_000, 80_000])
     state = encoder._sessions["default"]._state
-    state.cache.blocks[0].mlp.output += 1
+    state.cache.blocks[0].mlp.output[:] += 1
     found = encoder.encode_stream(frames[-1], timestamps_us=[2_000_000])
     assert found.quality[0].reason == "max_hold"
     assert found.quality[0].tokens_updated == found.quality[0].tokens_total == 37

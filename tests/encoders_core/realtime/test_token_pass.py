@@ -13,9 +13,14 @@ from encoders_core.errors import OptionError
 from encoders_core.models.vit import VisionTransformer
 from encoders_core.packing import pack_linears
 from encoders_core.preprocessing import normalise
+from encoders_core.realtime import token_kernels as kernels
+from encoders_core.realtime import token_pass
+from encoders_core.realtime import token_plain as plain
+from encoders_core.realtime.attention_kernel import plain_attend
 from encoders_core.realtime.token_cache import GATES, BlockMemory, Gate, TokenCache, memory_bytes
-from encoders_core.realtime.token_lane import Lane
+from encoders_core.realtime.token_lane import Counts, Lane
 from encoders_core.realtime.token_pass import TokenPasses, bucket
+from encoders_core.realtime.token_plain import Rules
 from tests.encoders_core.realtime.tiny_vits import (
     FAMILIES,
     SPEC,
@@ -61,15 +66,22 @@ class Witness(Lane):
         self.inputs: dict[tuple[int, Gate], Floats] = {}
         self.looked: dict[int, NDArray[np.int64]] = {}
 
-    def choose(self, block: int, gate: Gate, change: Floats, rows: NDArray[np.int64] | None = None) -> Any:
-        chosen = super().choose(block, gate, change, rows)
-        self.chosen[block, gate] = chosen if rows is None else rows[chosen]
-        if gate != "proj":
-            self.inputs[block, gate] = self.normed.copy()
-        return chosen
+    def open_attention(self, block: int, *rest: Any) -> Any:
+        self.chosen[block, "kv"], self.chosen[block, "query"] = opened = super().open_attention(block, *rest)
+        self.inputs[block, "kv"] = self.inputs[block, "query"] = self.normed.copy()
+        return opened
 
-    def look_at(self, block: int, changed: NDArray[np.int64]) -> NDArray[np.int64]:
-        self.looked[block] = super().look_at(block, changed)
+    def open_gate(self, block: int, gate: Gate, *rest: Any) -> Any:
+        self.chosen[block, gate] = super().open_gate(block, gate, *rest)
+        self.inputs[block, gate] = self.normed.copy()
+        return self.chosen[block, gate]
+
+    def open_projection(self, block: int, *rest: Any) -> Any:
+        self.chosen[block, "proj"] = super().open_projection(block, *rest)
+        return self.chosen[block, "proj"]
+
+    def look_at(self, block: int, asked: NDArray[np.int64]) -> NDArray[np.int64]:
+        self.looked[block] = super().look_at(block, asked)
         return self.looked[block]
 
 
@@ -215,12 +227,15 @@ def test_products_come_in_few_sizes_that_are_little_larger_than_wanted() -> None
     assert len(set(sizes)) < 110
 
 
+def rules(limits: Any, cap: int = -1) -> Rules:
+    """Of one gate, whose rows were all computed in the pass before."""
+    limits = np.array([limits], np.float32)
+    return Rules(limits, np.ones_like(limits), np.arange(limits.size), np.empty(0, np.int64), cap)
+
+
 def test_a_row_may_have_moved_less_the_longer_it_was_not_computed() -> None:
-    cache, limit, moved = TokenCache(), 1.0, np.array([1.0, 0.6, 0.6], np.float32)
-    cache.limits = np.full((1, len(GATES), 3), limit, np.float32)
-    cache.ages = np.ones_like(cache.limits)
-    lane = Lane(cache, np.zeros((3, 4), np.float32))
-    passes = [lane.choose(0, "mlp", moved).tolist() for _ in range(8)]
+    moved, gate = np.array([1.0, 0.6, 0.6], np.float32), rules([1.0, 1.0, 1.0])
+    passes = [kernels.take(moved, 0, gate, gate.every)[0].tolist() for _ in range(8)]
     assert passes == [[], [0], [], [0], [], [0], [], [0, 1, 2]]  # 0.6 of its limit until the fourth root of 8
 
 
@@ -249,16 +264,17 @@ def test_row_cap_holds_in_every_gate_and_the_rest_is_made_up_for(row_cap: int) -
     assert distance(got, expected) < 1e-5
 
 
-def test_under_a_cap_the_rows_go_first_that_are_furthest_over_their_limit() -> None:
-    cache = TokenCache()
-    cache.limits = np.array([[[1, 1, 1, 0.1, -1]]] * 4, np.float32).reshape(1, 4, 5)
-    cache.ages = np.ones_like(cache.limits)
-    lane = Lane(cache, np.zeros((5, 4), np.float32), row_cap=3)
-    change = np.array([2, 9, 3, 0.5, 0], np.float32)
-    assert lane.choose(0, "kv", change).tolist() == [1, 3, 4]
-    assert lane.choose(0, "proj", change[:3], np.array([0, 1, 2])).tolist() == [0, 1, 2]
-    lane.row_cap = 1
-    assert lane.choose(0, "mlp", change).tolist() == [4]
+@pytest.mark.parametrize("take", [kernels.take, kernels._take], ids=["compiled", "plain"])
+def test_under_a_cap_the_rows_go_first_that_are_furthest_over_their_limit(take: Any) -> None:
+    change, limits = np.array([2, 9, 3, 0.5, 0], np.float32), [1, 1, 1, 0.1, -1]
+
+    def taken(cap: int, rows: list[int]) -> tuple[list[int], bool]:
+        chosen, cut = take(change[rows], 0, rules(limits, cap), np.array(rows))
+        return chosen.tolist(), cut
+
+    assert taken(3, [0, 1, 2, 3, 4]) == ([1, 3, 4], True)
+    assert taken(3, [0, 1, 2]) == ([0, 1, 2], False)
+    assert taken(1, [0, 1, 2, 3, 4]) == ([4], True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -276,6 +292,29 @@ def test_last_block_of_a_class_token_model_computes_that_token_alone() -> None:
     _, lane = gated(passes, dense(passes, scene(0)), scene(1))
     assert lane.counts[-1] == (1, 37, 1, 1, 1)
     assert lane.counts[0] == (37, 37, 37, 37, 37)
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="numba is not installed: nothing is compiled")
+@pytest.mark.parametrize("row_cap", [None, 9])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_passes_without_compiled_code_equal_those_with_it(
+    family: str, row_cap: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, frames = made(family, packed=False), walk(8)
+
+    def played() -> tuple[list[Floats], list[list[Counts]]]:
+        cache = dense(passes, frames[0], limit=0.3)
+        steps = [gated(passes, cache, frame, row_cap=row_cap) for frame in frames[1:]]
+        return [features for features, _ in steps], [lane.counts for _, lane in steps]
+
+    features, counts = played()
+    for name in [name for name in dir(kernels) if hasattr(getattr(kernels, name), "py_func")]:
+        monkeypatch.setattr(kernels, name, getattr(plain, name, None) or getattr(kernels, f"_{name}"))
+    monkeypatch.setattr(token_pass, "attend", plain_attend)
+    expected, expected_counts = played()
+
+    assert counts == expected_counts
+    assert max(map(distance, features, expected)) < 1e-5
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])

@@ -1,0 +1,111 @@
+"""The small steps of a gated pass in plain numpy: what their compiled twins in `token_kernels` must equal; what both take."""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+AGE_POWER: Final = 0.25
+"""A change may be as long as its limit over the age of its row to this power. A row that moves by itself all the time is
+recomputed for one frame, one that was still for many; so what a row may cost falls with how long the last one served."""
+SLOPE_RATE: Final = np.float32(0.3)
+MOVED: Final = np.float32(1e-3)
+"""Of `moved`: below it a slope would be noise over nothing."""
+
+
+class GateMemory(NamedTuple):
+    """One gate: `reference` (N, D) is the input of each row when it was last computed, `output` (N, D or 2 D) its result."""
+
+    reference: Floats
+    output: Floats
+
+
+class Norm(NamedTuple):
+    """A layer norm as the gates compute it: together with how far each row is from its reference."""
+
+    weight: Floats
+    bias: Floats
+    eps: float
+
+
+class Rules(NamedTuple):
+    """What the gates of one block go by in a pass.
+
+    (4, N) `limits`, negative where a row is let through whatever it is, and `ages`; `every` row's index, those that are
+    `forced`, and how many a gate may let through, `cap`: -1 for all.
+    """
+
+    limits: Floats
+    ages: Floats
+    every: Indices
+    forced: Indices
+    cap: int
+
+
+def store(output: Floats, indices: Indices, rows: Floats) -> None:
+    """(M, D) new `rows` go to their places in `output` (N, D), in place."""
+    output[indices] = rows
+
+
+def settle(x: Floats, output: Floats, indices: Indices, rows: Floats) -> None:
+    """(M, D) new `rows` go to their places in `output` (N, D), and `output` is added to `x` (N, D), in place."""
+    output[indices] = rows
+    x += output
+
+
+def measure(x: Floats, norm: Norm, reference: Floats, normed: Floats) -> Floats:
+    """(N, D) -> (N,) float32, how far each row of layer-normalised `x`, left in `normed`, is from `reference`."""
+    centred = x - x.mean(axis=1, keepdims=True)
+    scale = 1.0 / np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + np.float32(norm.eps))
+    normed[:] = centred * scale * norm.weight + norm.bias
+    return np.asarray(np.linalg.norm(normed - reference, axis=1), np.float32)
+
+
+def measure_both(x: Floats, norm: Norm, first: Floats, second: Floats, normed: Floats) -> Floats:
+    """The same against two references -> (2, N)."""
+    change = measure(x, norm, first, normed)
+    return np.stack((change, np.linalg.norm(normed - second, axis=1).astype(np.float32)))
+
+
+def select(change: Floats, limit: Floats, age: Floats, rows: Indices, forced: Indices) -> Indices:
+    """(M,) lengths of change of `rows` -> indices into them: over what (N,) `limit` and `age` allow, or `forced`."""
+    over = (limit[rows] < 0) | (change * age[rows] ** np.float32(AGE_POWER) > limit[rows]) | np.isin(rows, forced)
+    return np.flatnonzero(over)
+
+
+def due(  # noqa: PLR0917  as above
+    moved: float, seen: Floats, drift: Floats, slope: Floats, limit: Floats, age: Floats, forced: Indices
+) -> Indices:
+    """Of an `AttentionWatch`, (N,) each -> the rows that may be over what (N,) `limit` and `age` allow, and those `forced`."""
+    grown = np.maximum(np.float32(moved) - seen, 0)
+    expected = drift + np.multiply(slope, grown, out=np.zeros_like(grown), where=grown > 0)  # the slope may be infinite
+    needed = (limit < 0) | (expected * age ** np.float32(AGE_POWER) > limit)
+    needed[forced] = True
+    return np.flatnonzero(needed)
+
+
+def learn_slopes(  # noqa: PLR0917  as above
+    moved: float, seen: Floats, drift: Floats, slope: Floats, rows: Indices, change: Floats
+) -> None:
+    """Of an `AttentionWatch`, in place: `rows` were found (M,) `change` from their references."""
+    grown = np.maximum(np.float32(moved) - seen[rows], 0)
+    found = np.maximum(change - drift[rows], 0) / np.maximum(grown, MOVED)
+    before = slope[rows]
+    with np.errstate(invalid="ignore"):
+        after = np.where(np.isinf(before), found, before + SLOPE_RATE * (found - before))
+    slope[rows] = np.where(grown > MOVED, after, before)
+    seen[rows], drift[rows] = moved, change
+
+
+def let_through(source: Floats, places: Indices, reference: Floats, indices: Indices, rows: Floats) -> None:
+    """Rows `places` of `source` become rows `indices` of `reference`, and are laid side by side in `rows` (M, D)."""
+    rows[:] = source[places]
+    reference[indices] = rows
+
+
+def distances(rows: Floats, reference: Floats, indices: Indices) -> Floats:
+    """(M, D) rows -> (M,) float32, how far each is from row `indices` of `reference` (N, D)."""
+    return np.asarray(np.linalg.norm(rows - reference[indices], axis=1), np.float32)
