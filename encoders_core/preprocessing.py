@@ -1,6 +1,7 @@
 """What a model wants of a picture, and how uint8 RGB becomes its input tensor."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -43,6 +44,11 @@ def normalise(frames: torch.Tensor, spec: InputSpec) -> torch.Tensor:
     pixels, width = frames.contiguous().float(), spec.size_hw[1]
     # One subtraction and one division in pixel units: for (x - 127) / 128 both are exact in float32. A line at a time:
     # three numbers over and over are four times as slow.
-    mean, std = (torch.tensor([255.0 * value for value in values]).repeat(width) for values in (spec.mean, spec.std))
-    pixels.view(-1, 3 * width).sub_(mean).div_(std)
+    pixels.view(-1, 3 * width).sub_(_line(spec.mean, width)).div_(_line(spec.std, width))
     return pixels.permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=16)
+def _line(values: tuple[float, float, float], width: int) -> torch.Tensor:
+    """One number for each channel, in grey levels -> (3 width,)."""
+    return torch.tensor([255.0 * value for value in values]).repeat(width)

@@ -248,7 +248,7 @@ def load_frame_encoder(
     `fit` is how pictures fill its square. Raises OptionError for an unknown name, WeightsNotFoundError or WeightsError when its weights cannot be had.
     """
     if name not in _ENCODERS and Path(name).is_dir():
-        from encoders_core.realtime.vit_frame_encoder import load_vit  # noqa: PLC0415  it knows this module
+        from encoders_core.realtime.vit_loader import load_vit  # noqa: PLC0415  it knows this module
 
         if weights is not None:
             raise OptionError(f"{name} has weights of its own: expected no other file, got {weights}")

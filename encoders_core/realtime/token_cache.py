@@ -57,8 +57,10 @@ class TokenCache:
         """Empty before the first frame and after a reset."""
         self.importance: Floats | None = None
         """(depth, 4, N): how far a change of one row at one gate moves the features; None before it has been measured."""
+        self.allowed: Floats | None = None
+        """(depth, 4, N): how far a row may change for each unit of error that this may make; from `importance`."""
         self.limits: Floats | None = None
-        """(depth, 4, N): how long a change of a row may be before its gate lets it through; from `importance`."""
+        """(depth, 4, N): how long a change of a row may be before its gate lets it through; from `allowed`."""
         self.ages = np.zeros((0, len(GATES), 0), np.float32)
         """(depth, 4, N): passes since a row was let through by a gate, this one included."""
         self.next_refresh = 0
@@ -87,17 +89,17 @@ class TokenCache:
     def _arrays(self) -> list[Floats]:
         gates = [gate for block in self.blocks for gate in (block.query, block.kv, block.proj, block.mlp)]
         watches = [part for block in self.blocks for part in (block.watch.seen, block.watch.drift, block.watch.slope)]
-        places = [part for part in (self.importance, self.limits) if part is not None]
+        places = [part for part in (self.importance, self.allowed, self.limits) if part is not None]
         return [*(part for gate in gates for part in (gate.reference, gate.output)), *watches, *places, self.ages]
 
 
 def memory_bytes(config: VitConfig) -> int:
-    """Bytes that a camera's cache takes: 9 N D float32 a block and 15 N besides; the last of a class-token model less.
+    """Bytes that a camera's cache takes: 9 N D float32 a block and 19 N besides; the last of a class-token model less.
 
     That block computes its class token alone: 3 N D for keys and values, and 4 rows.
     """
     rows, dim = config.prefix + config.grid_hw[0] * config.grid_hw[1], config.embed_dim
-    numbers = config.depth * rows * (9 * dim + 15)
+    numbers = config.depth * rows * (9 * dim + 19)
     if config.pool == "cls":
         numbers -= 6 * rows * dim - 4 * dim
     return np.dtype(np.float32).itemsize * numbers

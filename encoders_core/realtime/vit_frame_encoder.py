@@ -7,8 +7,7 @@ to .02, and the FVU grows about as its square.
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from encoders_core.errors import InputError, OptionError
 from encoders_core.models.packed_linear import packing_obstacle
 from encoders_core.models.vit import VisionTransformer
 from encoders_core.packing import pack_linears
-from encoders_core.preprocessing import Fit, InputSpec, normalise
+from encoders_core.preprocessing import InputSpec, normalise
 from encoders_core.realtime.change import Change, identical
 from encoders_core.realtime.frame_encoder import EncoderDescriptor, Plan, fingerprint
 from encoders_core.realtime.frame_gate import GateCalibration
@@ -26,16 +25,10 @@ from encoders_core.realtime.token_cache import GATES, TokenCache
 from encoders_core.realtime.token_gate import Rows
 from encoders_core.realtime.token_importance import importance_steps
 from encoders_core.realtime.token_lane import Counts, Lane
+from encoders_core.realtime.token_limits import ROW_ERROR, allowed_changes, dense_cost_of, limits_of, row_costs_of
 from encoders_core.realtime.token_pass import TokenPasses
 from encoders_core.realtime.token_plain import Floats
-from encoders_core.weights.files import read_json
 
-ROW_ERROR: Final = 9.5e-5
-"""What letting one row of one gate wait may cost, of the features' standard deviation over many scenes, for a camera whose
-own variance is a hundredth of it. On six fixed cameras, at 10 and at 24 to 30 frames a second, the FVU then was .007 to .02;
-it grows about as the square of this."""
-_ROUNDING: Final = 1e-5
-"""Length of a change that is none: layer-normalised rows, computed twice, differ by less."""
 _WORTH: Final = 0.75
 """Of a dense pass's work: a gated pass that took more was not worth its overhead. The next passes are dense, twice as many
 each time in a row. (What changes at the input says little of it: importance falls with depth.)"""
@@ -44,19 +37,18 @@ _REFRESH_PASSES: Final = 256
 """Gated passes in which every row is computed at least once, whatever its change."""
 _STUDY_PASSES: Final = 1500
 """Gated passes after which the importance of rows is measured anew, when there is time."""
-_TRUST: Final = 0.6
-"""How far the measured importance of one row is believed against the mean of its gate: it was measured on a frame or two,
-and what will move there may not have been in them."""
 _START_GROWTH: Final = 3.0
 _GROWTH_RATE: Final = 0.1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Seen:
     """The last frame that was looked at, a copy, so that it is embedded once."""
 
     frame: NDArray[np.uint8]
     tokens: Floats
+    change: Floats | None = None
+    """(N,): how far each row is from what the first gate last let through; None until it was asked for."""
 
 
 @dataclass(slots=True)
@@ -125,7 +117,9 @@ class VitFrameEncoder:
         self.buckets = tuple(sorted({max(fewest, round(self.rows_total / part)) for part in (16, 8, 4, 2, 1)}))
         self.sizes_px = _sizes_px(config.img_size[0], config.patch_size)
         self._dense_fallback = dense_fallback
-        self._row_costs = _row_costs(network, self.rows_total)
+        self._class_token = config.pool == "cls"
+        self._row_costs = row_costs_of(network, self.rows_total)
+        self._dense_cost = dense_cost_of(network, self._row_costs, self.rows_total)
 
     def prepare(self, sizes_px: Sequence[int]) -> None:  # noqa: ARG002  the protocol's signature
         """Nothing is laid out by the size of pictures (position tables are resized in the pass), but by numbers of rows."""
@@ -144,10 +138,12 @@ class VitFrameEncoder:
 
     def look(self, state: VitState, frame: NDArray[np.uint8]) -> Rows:
         """(S, S, 3) uint8 of its own size -> how many rows have changed too much to wait, and by how much."""
-        tokens, cache = self._tokens(state, frame), state.cache
+        seen, cache = self._seen(state, frame), state.cache
         if not cache.warm or cache.limits is None:
             return Rows(self.rows_total, float("inf"), exact=state.scale == 0, settled=True)
-        change, limit = self.passes.first_change(cache, tokens), cache.limits[0, GATES.index("kv")]
+        if seen.change is None:
+            seen.change = self.passes.first_change(cache, seen.tokens)
+        change, limit = seen.change, cache.limits[0, GATES.index("kv")]
         relative = change[limit > 0] / limit[limit > 0]
         # The class token is no part of the picture: it is let through always, and never changes here.
         changed = int(np.count_nonzero(relative > 1))
@@ -200,7 +196,7 @@ class VitFrameEncoder:
             state.owes = True
             return (yield from self.passes.dense(TokenCache(), self.passes.embed(self._normalised(plan.frame))))
         state.owes = False
-        tokens, first = self._tokens(state, plan.frame), not state.cache.warm
+        tokens, first = self._seen(state, plan.frame).tokens, not state.cache.warm
         state.seen, state.counts, state.dense_for = None, [], max(0, state.dense_for - 1)
         features = yield from self.passes.dense(state.cache, tokens)
         if plan.study or (state.cache.importance is None and not first):
@@ -213,6 +209,7 @@ class VitFrameEncoder:
         found = (yield from steps).numpy()
         known = state.cache.importance
         state.cache.importance = found if known is None else np.sqrt((found**2 + known**2) / 2)
+        state.cache.allowed = allowed_changes(state.cache.importance, self._row_costs, first=int(self._class_token))
         state.passes = 0
         self._set_limits(state)
 
@@ -231,7 +228,7 @@ class VitFrameEncoder:
 
     def _lane(self, plan: Plan) -> Lane:
         state: VitState = plan.state
-        tokens, total = self._tokens(state, plan.frame), self.rows_total
+        tokens, total = self._seen(state, plan.frame).tokens, self.rows_total
         state.seen, state.owes = None, False
         first = state.cache.next_refresh
         forced = np.arange(first, first + self._refreshed) % total
@@ -251,29 +248,17 @@ class VitFrameEncoder:
 
     def _work_share(self, counts: Sequence[Counts]) -> float:
         """Multiplications of a gated pass over those of a dense one."""
-        whole = Counts(*[self.rows_total] * len(Counts._fields))
-        last = Counts(1, self.rows_total, 1, 1, 1) if self.passes.network.config.pool == "cls" else whole
-        dense = (len(counts) - 1) * np.dot(self._row_costs, whole) + np.dot(self._row_costs, last)
-        return float(np.sum(np.asarray(counts) @ self._row_costs) / dense)
+        return float((np.asarray(counts) @ self._row_costs).sum() / self._dense_cost)
 
     def _set_limits(self, state: VitState) -> None:
-        importance = state.cache.importance
-        if importance is None:
-            return
-        error = state.scale * ROW_ERROR * self.calibration.variance**0.5
-        # A row of a costlier gate may cost more error: the sum of work falls the most for a given sum of squares.
-        costs = self._row_costs[[Counts._fields.index(gate) for gate in GATES]]
-        allowed = error * np.sqrt(costs / costs.mean())[None, :, None]
-        first = int(self.passes.network.config.pool == "cls")
-        shrunk = np.maximum(_shrunk(importance[:, :, first:]), np.finfo(np.float32).tiny)
-        limits = np.full_like(importance, -1.0)  # the class token is what is read
-        limits[:, :, first:] = np.maximum(allowed / shrunk, _ROUNDING)
-        state.cache.limits = limits
+        if state.cache.allowed is not None:
+            error = state.scale * ROW_ERROR * self.calibration.variance**0.5
+            state.cache.limits = limits_of(state.cache.allowed, error, class_token=self._class_token)
 
-    def _tokens(self, state: VitState, frame: NDArray[np.uint8]) -> Floats:
+    def _seen(self, state: VitState, frame: NDArray[np.uint8]) -> _Seen:
         if state.seen is None or not identical(frame, state.seen.frame):
             state.seen = _Seen(frame.copy(), self.passes.embed(self._normalised(frame)))
-        return state.seen.tokens
+        return state.seen
 
     def _normalised(self, frame: NDArray[np.uint8]) -> torch.Tensor:
         self._check(frame)
@@ -287,69 +272,7 @@ class VitFrameEncoder:
             raise InputError(f"expected a frame of (S, S, 3) with S one of {self.sizes_px}, got {frame.shape}")
 
 
-def load_vit(path: str | Path, fit: Fit = "squash") -> VitFrameEncoder:
-    """A ViT checkpoint, as `VisionEncoder.from_pretrained` takes it, as a frame encoder.
-
-    `feature_variance` in its config.json is the mean |z - mean|^2 of its features over many scenes; without it half of the
-    mean squared length over generated pictures stands in. Raises what `from_pretrained` raises.
-    """
-    from encoders_core.vision_encoder import VisionEncoder  # noqa: PLC0415  the whole module of encoders, for ViTs alone
-
-    encoder = VisionEncoder.from_pretrained(path)
-    transform, config = encoder.transform, encoder.model.config
-    if config.img_size[0] != config.img_size[1]:
-        raise OptionError(f"{path}: expected a model of square pictures, got {config.img_size}")
-    scaler = transform.interpolation if transform.interpolation in ("area", "bilinear", "bicubic") else "area"
-    spec = InputSpec(config.img_size, fit, cast("Any", scaler), _three(transform.mean), _three(transform.std))
-    name = Path(path).name
-    return VitFrameEncoder(
-        encoder.model,
-        spec,
-        model_id="".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-"),
-        name=name,
-        trained=encoder.trained,
-        variance=_stated_variance(Path(path)) or _guessed_variance(encoder.model, spec),
-    )
-
-
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    if len(values) != 3:
-        raise OptionError(f"expected a model of RGB pictures, got one of {len(values)} channels")
-    return values[0], values[1], values[2]
-
-
-def _stated_variance(path: Path) -> float | None:
-    stated = read_json(path / "config.json").get("feature_variance")
-    if stated is not None and not (isinstance(stated, int | float) and stated > 0):
-        raise OptionError(f"{path}/config.json: feature_variance: expected a positive number, got {stated!r}")
-    return stated
-
-
-@torch.inference_mode()
-def _guessed_variance(network: VisionTransformer, spec: InputSpec) -> float:
-    """Half of the mean squared length of the features of smooth random pictures: an order of magnitude."""
-    noise = torch.rand((8, 3, 14, 14), generator=torch.Generator().manual_seed(0))
-    pictures = torch.nn.functional.interpolate(noise, spec.size_hw, mode="bicubic").clamp(0, 1)
-    frames = (pictures * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    features = network(normalise(frames, spec))
-    return float(features.square().sum(dim=1).mean()) / 2
-
-
-def _shrunk(importance: Floats) -> Floats:
-    """(..., N) -> the same, each row's square drawn towards the mean square of its gate, on a scale of logarithms."""
-    squares = np.square(importance, dtype=np.float64)
-    mean = np.maximum(squares.mean(axis=-1, keepdims=True), np.finfo(np.float64).tiny)
-    return np.asarray(np.sqrt(mean * (squares / mean) ** _TRUST), np.float32)
-
-
 def _sizes_px(own: int, patch: int) -> tuple[int, ...]:
     """Its own size, then five sevenths and half of it, in whole patches."""
     smaller = {max(patch, round(own * share / patch) * patch) for share in (5 / 7, 1 / 2)}
     return (own, *sorted(smaller - {own}, reverse=True))
-
-
-def _row_costs(network: VisionTransformer, rows: int) -> NDArray[np.float64]:
-    """(5,): multiplications for a row of each layer, in the order of `Counts`."""
-    dim, config = network.config.embed_dim, network.config
-    feed = (3 if config.swiglu else 2) * dim * config.mlp_width
-    return np.array([dim * dim, 2 * dim * dim, 2 * rows * dim, dim * dim, feed], np.float64)

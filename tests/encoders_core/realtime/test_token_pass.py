@@ -51,7 +51,7 @@ def dense(passes: TokenPasses, frame: Frame, limit: float = ROUNDING) -> TokenCa
     cache, config = TokenCache(), passes.network.config
     drain(passes.dense(cache, passes.embed(image(frame))))
     cache.limits = np.full((config.depth, 4, len(cache.blocks[0].kv.reference)), limit, np.float32)
-    cache.importance = np.ones_like(cache.limits)
+    cache.importance, cache.allowed = np.ones_like(cache.limits), np.ones_like(cache.limits)
     if config.pool == "cls":
         cache.limits[:, :, 0] = -1
     return cache
