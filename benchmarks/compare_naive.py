@@ -1,6 +1,6 @@
 """camvec against the loops that one would otherwise write, over the same RTSP stream, model and broker, in one run.
 
-    python benchmarks/compare_naive.py CLIP [--seconds 60] [--streams 1] [--rounds 2] [--contenders ...] [--json]
+    python benchmarks/compare_naive.py CLIP [--seconds 60] [--streams 1] [--rounds 2] [--contenders ...] [--backend openvino] [--json]
 
 The clip is coded once as a camera would send it (H.264, no B-frames, its own size and rate, a strip of 16 rows below with
 the frame number) and served by a GStreamer RTSP server, which writes down when it pushed each frame. Each contender runs all
@@ -10,7 +10,7 @@ everywhere, FFmpeg and OpenCV the threads that each contender gives them.
 
     naive        VideoCapture, a full pass of every frame in eager torch, JSON to paho
     better       a thread that keeps the newest frame, and the same
-    better_fast  the same with camvec's packed network: what is left to the gate and the pipeline
+    better_fast  the same with camvec's network: what is left to the gate and the pipeline
     camvec       `camvec run`, at its defaults
 
 age: from the push at the server to the subscriber. cpu_ms_per_frame: CPU of all processes of the contender, decoding
@@ -100,7 +100,11 @@ async def compare(options: argparse.Namespace, progress: Progress, folder: Path)
         pids: dict[str, Pids] = {}
         for name in names:
             urls = feed.urls(name, cameras)
-            made = daemon(folder, urls, port) if name == "camvec" else loops(name, urls, port)
+            backend = options.backend
+            if name == "camvec":
+                made = daemon(folder, urls, port, model={"backend": backend})
+            else:
+                made = loops(name, urls, port, backend)
             pids[name] = await stack.enter_async_context(made)
         feed.connect()
         await until_heard(recorder, names, cameras)
@@ -124,6 +128,7 @@ async def compare(options: argparse.Namespace, progress: Progress, folder: Path)
         "streams": options.streams,
         "seconds_each": round((each_s - WARM_S - TAIL_S) * options.rounds, 1),
         "broker": broker_name,
+        "backend": options.backend,
         **machine(),
         "contenders": found,
         "ratios": ratios(found),
@@ -162,6 +167,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=1, help="cameras, each a part of the clip of its own")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--backend", choices=("torch", "openvino"), default="torch", help="of camvec and better_fast")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with (

@@ -51,13 +51,12 @@ def _measure(config: "Config") -> list[str]:
     try:
         from encoders_core.errors import EncoderError
         from encoders_core.hardware_threads import configure_threads
-        from encoders_core.realtime.frame_encoder import load_frame_encoder
-        from workers.encoding import full_pass_ms, over_budget
+        from workers.encoding import full_pass_ms, model_of, over_budget
     except ImportError as error:
         return [f"the model was not measured, {error.name} is not installed: pip install 'camvec[edge]'"]
     configure_threads()  # as an encoder process has it
     try:
-        encoder = load_frame_encoder(config.model.name, weights=config.model.weights, fit=config.model.fit)
+        encoder = model_of(config)
     except EncoderError as error:
         raise ConfigError(f"model: {error}") from error
     tightest_ms = min((config.cameras[name].budget_ms for name in config.enabled_cameras()), default=None)

@@ -56,7 +56,7 @@ def build_encoder(config: Config) -> RealtimeVideoEncoder:
     """The realtime encoder of a configuration, without cameras. Raises EncoderError when the model cannot be had."""
     settings = config.encoder
     target_fvu = target_fvu_of(config)
-    frame_encoder = load_frame_encoder(config.model.name, weights=config.model.weights, fit=config.model.fit)
+    frame_encoder = model_of(config)
     return RealtimeVideoEncoder(
         frame_encoder,
         budget_ms=settings.budget_ms,
@@ -66,6 +66,12 @@ def build_encoder(config: Config) -> RealtimeVideoEncoder:
         audit=AuditConfig(share=settings.fidelity.audit) if settings.fidelity.audit else None,
         target_fvu=target_fvu,
     )
+
+
+def model_of(config: Config) -> FrameEncoder:
+    """The model of a configuration. Raises EncoderError when it cannot be had."""
+    model = config.model
+    return load_frame_encoder(model.name, weights=model.weights, fit=model.fit, backend=model.backend)
 
 
 def target_fvu_of(config: Config) -> float:

@@ -18,12 +18,12 @@ Pids = Callable[[], list[int]]
 
 
 @contextlib.asynccontextmanager
-async def loops(kind: str, urls: dict[str, str], port: int) -> AsyncIterator[Pids]:
+async def loops(kind: str, urls: dict[str, str], port: int, backend: str) -> AsyncIterator[Pids]:
     """One process for each camera."""
     async with contextlib.AsyncExitStack() as stack:
         pids = []
         for camera, url in urls.items():
-            settings = json.dumps({"kind": kind, "camera": camera, "port": port, "url": url})
+            settings = json.dumps({"kind": kind, "camera": camera, "port": port, "url": url, "backend": backend})
             command = (sys.executable, str(_HERE / "loops.py"), settings)
             pids.append(await stack.enter_async_context(running(command)))
         yield lambda: pids

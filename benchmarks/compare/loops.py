@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from encoders_core.draining import drain
 from encoders_core.models.efficientnet_lite import EfficientNetLite
-from encoders_core.realtime.frame_encoder import load_frame_encoder
+from encoders_core.realtime.frame_encoder import Backend, load_frame_encoder
 from encoders_core.weights.packaged import EFFICIENTNET_LITE0, load_packaged
 from streaming.sources.timecode import STRIP_PX, read_strip
 
@@ -42,9 +42,9 @@ def eager() -> Encode:
     return encode
 
 
-def fast() -> Encode:
+def fast(backend: Backend) -> Encode:
     """The same through the network that ships."""
-    encoder = load_frame_encoder()
+    encoder = load_frame_encoder(backend=backend)
 
     def encode(picture: Picture) -> NDArray[np.float32]:
         rgb = cv2.cvtColor(cv2.resize(picture, (224, 224)), cv2.COLOR_BGR2RGB)
@@ -90,7 +90,7 @@ def newest_frame(url: str, stop: threading.Event) -> Iterator[Picture]:
 def run(settings: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     kind, topic = settings["kind"], f"{settings['kind']}/{settings['camera']}"
-    encode = fast() if kind == "better_fast" else eager()
+    encode = fast(settings["backend"]) if kind == "better_fast" else eager()
     encode(np.zeros((480, 640, 3), np.uint8))
     frames = every_frame if kind == "naive" else newest_frame
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)

@@ -66,6 +66,11 @@ def openvino_obstacle(encoder: "Encoder") -> str | None:
         return "only an encoder of pictures with one vector a picture runs through OpenVINO"
     if encoder.device.type != "cpu" or encoder.dtype != torch.float32:
         return "OpenVINO is for float32 encoders on the CPU"
+    return package_obstacle()
+
+
+def package_obstacle() -> str | None:
+    """What is wrong with the installed package; None if nothing is."""
     if importlib.util.find_spec("openvino") is None:
         return "openvino is not installed: pip install 'camvec[openvino]' (or: pip install openvino)"
     found = importlib.metadata.version("openvino")

@@ -3,7 +3,7 @@
 import copy
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ from encoders_core.models.vit import VisionTransformer
 Run = Callable[[Tensor], Tensor]
 
 
-def compiled(model: nn.Module, example: Tensor, batch: int, *, int8: bool = False) -> Run:
+def compiled(model: nn.Module, example: Tensor, batch: int, *, int8: bool = False, exact: bool = False) -> Run:
     """(B, C, H, W) float32 -> (B, D) float32 with the weights as they are now, for `batch` pictures or, if it is -1, any number.
 
-    OpenVINO chooses the precision: bfloat16 where the processor computes in it. With `int8` the weights of linear layers
+    OpenVINO chooses the precision: bfloat16 where the processor computes in it; `exact`: float32. With `int8` the weights of linear layers
     are symmetric 8-bit numbers with a scale a row, and their input is quantised as it comes, a scale for each `embed_dim`
     numbers of a row. It runs with torch's number of threads at the time it is compiled; threads that call it take turns.
     """
@@ -30,6 +30,8 @@ def compiled(model: nn.Module, example: Tensor, batch: int, *, int8: bool = Fals
         warnings.simplefilter("ignore")
         network = openvino.convert_model(_plain(model), example_input=example, input=[batch, *example.shape[1:]])
     settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    if exact:
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
     if int8 and isinstance(model, VisionTransformer):
         _quantize_weights(network)
         settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = model.config.embed_dim
@@ -44,6 +46,21 @@ def compiled(model: nn.Module, example: Tensor, batch: int, *, int8: bool = Fals
             return torch.from_numpy(request.get_output_tensor().data.copy())
 
     return run
+
+
+class CompiledSteps:
+    """A network compiled for pictures of one size, in float32, for whoever works in steps; a picture is one."""
+
+    def __init__(self, model: EfficientNetLite, size_hw: tuple[int, int]) -> None:
+        self._run = compiled(model, torch.zeros(1, 3, *size_hw), 1, exact=True)
+
+    def forward_steps(self, x: Tensor) -> Generator[None, None, Tensor]:
+        """(B, 3, H, W) float32, normalised -> yields behind each picture, returns (B, D) float32."""
+        features = []
+        for picture in torch.split(x, 1):
+            features.append(self._run(picture))
+            yield
+        return torch.cat(features)
 
 
 class _FixedSizeConv(SameConv2d):

@@ -5,14 +5,16 @@ import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from encoders_core.backends.openvino import package_obstacle
+from encoders_core.backends.openvino_graph import CompiledSteps
 from encoders_core.errors import InputError, OptionError
-from encoders_core.models.efficientnet_lite import FEATURES, EfficientNetLite, FoldedEfficientNetLite, fold
+from encoders_core.models.efficientnet_lite import FEATURES, EfficientNetLite, fold
 from encoders_core.preprocessing import Fit, InputSpec, normalise
 from encoders_core.realtime.change import Change
 from encoders_core.realtime.frame_gate import GateCalibration
@@ -131,12 +133,21 @@ class DenseState:
     warm: bool = False
 
 
+Backend = Literal["torch", "openvino"]
+"""What computes the passes."""
+
+
+class _Steps(Protocol):
+    def forward_steps(self, x: torch.Tensor) -> Generator[None, None, torch.Tensor]: ...
+
+
 class ConvFrameEncoder:
     """EfficientNet-Lite0 behind the protocol: every pass is dense, `rows` are the cells of its last grid, 7 x 7 at 224.
 
     Being convolutions all through, it takes smaller pictures as well. Their vectors lie in the same space, but not where
     those of the full picture lie: objects look smaller than in training (https://arxiv.org/abs/1906.06423). On frames of
     the built-in scenes the cosine to the full picture's vector is .88, .78, .72 in the median at 192, 160, 128.
+    `backend`: torch or OpenVINO, both in float32 and equal but for rounding (3e-6), so with one fingerprint.
     """
 
     sizes_px: Final = (224, 192, 160, 128)
@@ -144,8 +155,16 @@ class ConvFrameEncoder:
     buckets: Final = ((sizes_px[0] // _CELL_PX) ** 2,)
 
     def __init__(
-        self, network: EfficientNetLite, *, trained: bool, calibration: GateCalibration, fit: Fit = "squash"
+        self,
+        network: EfficientNetLite,
+        *,
+        trained: bool,
+        calibration: GateCalibration,
+        fit: Fit = "squash",
+        backend: Backend = "torch",
     ) -> None:
+        if backend == "openvino" and (obstacle := package_obstacle()):
+            raise OptionError(obstacle)
         spec = InputSpec((224, 224), fit=fit, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
         self.calibration = calibration
         self.descriptor = EncoderDescriptor(
@@ -158,14 +177,17 @@ class ConvFrameEncoder:
             input=spec,
         )
         self._plain = network.eval()
-        self._folded: dict[int, FoldedEfficientNetLite] = {}
+        self._made: dict[int, _Steps] = {}
+        self._make: Callable[[EfficientNetLite, tuple[int, int]], _Steps] = (
+            fold if backend == "torch" else CompiledSteps
+        )
         self.prepare(self.sizes_px[:1])
 
     def prepare(self, sizes_px: Sequence[int]) -> None:
         """Lay the weights out for pictures of these sizes; in the layout of another size they cost what is saved."""
         for size in sizes_px:
-            if size not in self._folded:
-                self._folded[size] = fold(self._plain, (size, size))
+            if size not in self._made:
+                self._made[size] = self._make(self._plain, (size, size))
 
     def new_state(self) -> DenseState:
         """A camera not seen yet."""
@@ -190,7 +212,7 @@ class ConvFrameEncoder:
         frames = torch.from_numpy(np.stack([plan.frame for plan in plans]))
         spec = replace(self.descriptor.input, size_hw=(frames.shape[1], frames.shape[2]))
         self.prepare([spec.size_hw[0]])
-        features = yield from self._folded[spec.size_hw[0]].forward_steps(normalise(frames, spec))
+        features = yield from self._made[spec.size_hw[0]].forward_steps(normalise(frames, spec))
         for plan in plans:
             plan.state.warm = True
         result: NDArray[np.float32] = features.numpy()
@@ -228,30 +250,41 @@ def fingerprint(
     return digest.hexdigest()[:16]
 
 
-def _efficientnet_lite0(weights: Path | None, fit: Fit) -> ConvFrameEncoder:
+def _efficientnet_lite0(weights: Path | None, fit: Fit, backend: Backend) -> ConvFrameEncoder:
     network = EfficientNetLite()
     tensors = read_tensors(weights) if weights else load_packaged(EFFICIENTNET_LITE0)
     load_strictly(network, tensors, source=str(weights or "package"), family="EfficientNet-Lite0", dtype=torch.float32)
     # Measured over 15 clips of 12 cameras, 11,213 frames; the gain is set on the careful side of their median.
     calibration = GateCalibration(variance=172.3, gain=0.035)
-    return ConvFrameEncoder(network, trained=True, calibration=calibration, fit=fit)
+    return ConvFrameEncoder(network, trained=True, calibration=calibration, fit=fit, backend=backend)
 
 
-_ENCODERS: Final[dict[str, Callable[[Path | None, Fit], FrameEncoder]]] = {"efficientnet-lite0": _efficientnet_lite0}
+_ENCODERS: Final[dict[str, Callable[[Path | None, Fit, Backend], FrameEncoder]]] = {
+    "efficientnet-lite0": _efficientnet_lite0
+}
 
 
 def load_frame_encoder(
-    name: str = "efficientnet-lite0", *, weights: Path | None = None, fit: Fit = "squash"
+    name: str = "efficientnet-lite0",
+    *,
+    weights: Path | None = None,
+    fit: Fit = "squash",
+    backend: Backend = "torch",
 ) -> FrameEncoder:
     """The frame encoder of that name, with its trained weights or those in the file `weights`.
 
-    `fit` is how pictures fill its square. Raises OptionError for an unknown name, WeightsNotFoundError or WeightsError when its weights cannot be had.
+    `fit` is how pictures fill its square. Raises OptionError for an unknown name or a backend that is not there, WeightsNotFoundError
+    or WeightsError when its weights cannot be had.
     """
     if name not in _ENCODERS and Path(name).is_dir():
         from encoders_core.realtime.vit_loader import load_vit  # noqa: PLC0415  it knows this module
 
         if weights is not None:
             raise OptionError(f"{name} has weights of its own: expected no other file, got {weights}")
+        if backend != "torch":
+            raise OptionError(
+                f"{name}: a ViT computes what changed within a picture, which is torch's; got {backend!r}"
+            )
         return load_vit(name, fit)
     if name not in _ENCODERS:
         near = difflib.get_close_matches(name, _ENCODERS, n=1, cutoff=0.0)
@@ -259,4 +292,4 @@ def load_frame_encoder(
             f"unknown frame encoder {name!r}: did you mean {near[0]!r}? There are: {', '.join(sorted(_ENCODERS))}, "
             "and every directory with a ViT checkpoint"
         )
-    return _ENCODERS[name](weights, fit)
+    return _ENCODERS[name](weights, fit, backend)

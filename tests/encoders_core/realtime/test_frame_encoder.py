@@ -116,3 +116,24 @@ def test_load_with_another_fit_changes_the_fingerprint() -> None:
     squashed, cropped = load_frame_encoder(), load_frame_encoder(fit="crop")
     assert cropped.descriptor.input.fit == "crop"
     assert cropped.descriptor.fingerprint != squashed.descriptor.fingerprint
+
+
+def test_openvino_gives_the_same_vectors_under_the_same_fingerprint(encoder: FrameEncoder) -> None:
+    pytest.importorskip("openvino", reason="the backend needs: pip install 'camvec[openvino]'")
+    compiled = load_frame_encoder(backend="openvino")
+    assert isinstance(compiled, ConvFrameEncoder)
+    assert compiled.descriptor == encoder.descriptor
+    for size in (224, 128):
+        pictures = [np.ascontiguousarray(picture[:size, :size]) for picture in frames(3)]
+        np.testing.assert_allclose(encode(compiled, pictures), encode(encoder, pictures), rtol=1e-4, atol=1e-4)
+
+
+def test_openvino_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(OptionError, match=r"pip install 'camvec\[openvino\]'"):
+        load_frame_encoder(backend="openvino")
+
+
+def test_a_vit_computes_what_changed_by_torch_alone(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="torch's"):
+        load_frame_encoder(str(tmp_path), backend="openvino")
