@@ -29,7 +29,7 @@ from workers.encoding import frame_spec_of
 
 _MIN_FRAMES = 3
 _SCENARIO_FPS = 10.0
-_RECORDED = ("camvec", "tokenwise")
+_RECORDED = ("camvec", "tokenwise", "stale_kv")
 _WIDTH = 120
 """Of the tables in a file; a terminal says its own."""
 
@@ -171,22 +171,24 @@ def _at_target(variance: float) -> _Pick:
 def _replays(
     models: list[Subject], subject: Subject, clips: list[Clip], done: list[list[Performance]], pick: _Pick
 ) -> dict[str, Any]:
-    """The rows of the best policy that counts them, on models without trained weights."""
+    """The rows of each policy that counts them, on models without trained weights; what ships under the model's own name."""
     if subject.vit is None:
         raise ConfigError(f"--replay needs a ViT to record the rows of, and {subject.name} is none")
-    first = {one.entry.name: one for one in done[0] if one.place == 0}
-    name = next((n for n in _RECORDED if n in first and first[n].trace.counts_layers), None)
-    if name is None:
+    known = {one.entry.name for one in done[0] if one.place == 0 and one.trace.counts_layers}
+    names = [name for name in _RECORDED if name in known]
+    if not names:
         raise ConfigError(f"--replay needs one of {', '.join(_RECORDED)} among the policies")
-    traces = [
-        pick(clip, [row[0], *(one for one in row if one.entry.name == name)])
-        for clip, row in zip(clips, done, strict=True)
-    ]
-    recordings = [Recording.of(trace, subject.vit.cost.tokens) for trace in traces]
-    return {
-        model.name: {"rows_of": f"{name} on {subject.name}", **replay(model, clips, recordings, CAMERAS)}
-        for model in models
-    }
+    found = {}
+    for name in names:
+        traces = [
+            pick(clip, [row[0], *(one for one in row if one.entry.name == name)])
+            for clip, row in zip(clips, done, strict=True)
+        ]
+        recordings = [Recording.of(trace, subject.vit.cost.tokens) for trace in traces]
+        for model in models:
+            key = model.name if name == names[0] else f"{model.name}, {name}"
+            found[key] = {"rows_of": f"{name} on {subject.name}", **replay(model, clips, recordings, CAMERAS)}
+    return found
 
 
 def _perform_all(
