@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from encoders_core.realtime import token_plain as plain
-from encoders_core.realtime.token_plain import MOVED, SLOPE_RATE, Floats, GateMemory, Indices, Norm, Rules
+from encoders_core.realtime.token_plain import MOVED, SHORTEST, SLOPE_RATE, Floats, GateMemory, Indices, Norm, Rules
 
 try:
     import numba
@@ -23,7 +23,6 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 COMPILED: Final = numba is not None
 """Whether the compiled loops are used."""
 _QUERY, _KV, _PROJ, _MLP = range(4)  # places of the gates in limits and ages, in the order of `GATES`
-_SHORTEST: Final = np.float32(1e-20)
 
 
 def _store(output: Floats, indices: Indices, rows: Floats) -> None:
@@ -96,9 +95,18 @@ def _select(change: Floats, limit: Floats, age: Floats, rows: Indices, forced: I
 
 
 def _due(  # noqa: PLR0917  as above
-    moved: float, seen: Floats, drift: Floats, slope: Floats, limit: Floats, age: Floats, forced: Indices
+    moved: float,
+    seen: Floats,
+    drift: Floats,
+    slope: Floats,
+    limit: Floats,
+    age: Floats,
+    asked: Indices,
+    forced: Indices,
 ) -> Indices:
     needed = np.zeros(limit.shape[0], np.bool_)
+    for place in range(asked.shape[0]):
+        needed[asked[place]] = True
     for place in range(forced.shape[0]):
         needed[forced[place]] = True
     chosen, count = np.empty(limit.shape[0], np.int64), 0
@@ -141,6 +149,54 @@ def _distances(rows: Floats, reference: Floats, indices: Indices) -> Floats:
     return change
 
 
+def _most_urgent(  # noqa: PLR0917  as above
+    change: Floats, limit: Floats, age: Floats, rows: Indices, forced: Indices, chosen: Indices, count: int
+) -> Indices:
+    urgency = np.empty(chosen.shape[0], np.float32)
+    for place in range(chosen.shape[0]):
+        row = rows[chosen[place]]
+        over = change[chosen[place]] * np.sqrt(np.sqrt(age[row])) / max(limit[row], SHORTEST)
+        urgency[place] = np.inf if limit[row] < 0 else over
+        for index in range(forced.shape[0]):
+            if forced[index] == row:
+                urgency[place] = np.inf
+    kept = np.zeros(chosen.shape[0], np.bool_)
+    for _ in range(count):
+        best = -1
+        for place in range(chosen.shape[0]):
+            if not kept[place] and (best < 0 or urgency[place] > urgency[best]):
+                best = place
+        kept[best] = True
+    found, places = np.empty(count, np.int64), 0
+    for place in range(chosen.shape[0]):
+        if kept[place]:
+            found[places] = chosen[place]
+            places += 1
+    return found
+
+
+def _grow_older(age: Floats, rows: Indices, chosen: Indices) -> None:
+    for row in range(age.shape[0]):
+        age[row] += np.float32(1)
+    for place in range(chosen.shape[0]):
+        age[rows[chosen[place]]] = np.float32(1)
+
+
+def _settled(drift: Floats, rows: Indices, chosen: Indices) -> Indices:
+    indices = np.empty(chosen.shape[0], np.int64)
+    for place in range(chosen.shape[0]):
+        indices[place] = rows[chosen[place]]
+        drift[indices[place]] = np.float32(0)
+    return indices
+
+
+def _total(change: Floats, chosen: Indices) -> float:
+    total = 0.0
+    for place in range(chosen.shape[0]):
+        total += float(change[chosen[place]])
+    return total
+
+
 def _take(change: Floats, gate: int, rules: Rules, rows: Indices) -> tuple[Indices, bool]:
     """(M,) lengths of change of `rows` -> indices into them that `gate` lets through; whether the cap left some behind.
 
@@ -150,14 +206,8 @@ def _take(change: Floats, gate: int, rules: Rules, rows: Indices) -> tuple[Indic
     chosen = select(change, limit, age, rows, rules.forced)
     cut = rules.cap >= 0 and chosen.shape[0] > rules.cap
     if cut:
-        places = rows[chosen]
-        must = limit < 0
-        must[rules.forced] = True
-        urgency = change[chosen] * np.sqrt(np.sqrt(age[places])) / np.maximum(limit[places], _SHORTEST)
-        urgency[must[places]] = np.inf
-        chosen = chosen[np.sort(np.argsort(-urgency)[: rules.cap])]
-    age += np.float32(1)
-    age[rows[chosen]] = np.float32(1)
+        chosen = most_urgent(change, limit, age, rows, rules.forced, chosen, rules.cap)
+    grow_older(age, rows, chosen)
     return chosen, cut
 
 
@@ -186,13 +236,12 @@ def _open_attention(  # noqa: PLR0917  as above
     asked, fewer = take(change[1], _QUERY, rules, rules.every)
     let_through(normed, opened, kv.reference, opened, kv_into[: opened.shape[0]])
     let_through(normed, asked, query.reference, asked, query_into[: asked.shape[0]])
-    return opened, asked, float(change[0][opened].sum()), cut or fewer
+    return opened, asked, total(change[0], opened), cut or fewer
 
 
 def _rows_to_look_at(moved: float, seen: Floats, drift: Floats, slope: Floats, asked: Indices, rules: Rules) -> Indices:  # noqa: PLR0917  as above
     """Rows whose query changed -> all rows of attention to look at: these, and those that may have moved too far."""
-    forced = np.concatenate((asked, rules.forced))
-    return due(moved, seen, drift, slope, rules.limits[_PROJ], rules.ages[_PROJ], forced)
+    return due(moved, seen, drift, slope, rules.limits[_PROJ], rules.ages[_PROJ], asked, rules.forced)
 
 
 def _open_projection(  # noqa: PLR0917  as above
@@ -210,8 +259,7 @@ def _open_projection(  # noqa: PLR0917  as above
     change = distances(looked, memory.reference, rows)
     chosen, cut = take(change, _PROJ, rules, rows)
     learn_slopes(moved, seen, drift, slope, rows, change)
-    indices = rows[chosen]
-    drift[indices] = np.float32(0)
+    indices = settled(drift, rows, chosen)
     let_through(looked, chosen, memory.reference, indices, into[: chosen.shape[0]])
     return indices, cut
 
@@ -242,6 +290,10 @@ due = compiled(_due, plain.due)
 learn_slopes = compiled(_learn_slopes, plain.learn_slopes)
 let_through = compiled(_let_through, plain.let_through)
 distances = compiled(_distances, plain.distances)
+most_urgent = compiled(_most_urgent, plain.most_urgent)
+grow_older = compiled(_grow_older, plain.grow_older)
+settled = compiled(_settled, plain.settled)
+total = compiled(_total, plain.total)
 
 # In the order in which they call each other.
 take = compiled(_take, _take)

@@ -14,6 +14,8 @@ recomputed for one frame, one that was still for many; so what a row may cost fa
 SLOPE_RATE: Final = np.float32(0.3)
 MOVED: Final = np.float32(1e-3)
 """Of `moved`: below it a slope would be noise over nothing."""
+SHORTEST: Final = np.float32(1e-20)
+"""Limit that stands in for none in a quotient."""
 
 
 class GateMemory(NamedTuple):
@@ -77,13 +79,20 @@ def select(change: Floats, limit: Floats, age: Floats, rows: Indices, forced: In
 
 
 def due(  # noqa: PLR0917  as above
-    moved: float, seen: Floats, drift: Floats, slope: Floats, limit: Floats, age: Floats, forced: Indices
+    moved: float,
+    seen: Floats,
+    drift: Floats,
+    slope: Floats,
+    limit: Floats,
+    age: Floats,
+    asked: Indices,
+    forced: Indices,
 ) -> Indices:
-    """Of an `AttentionWatch`, (N,) each -> the rows that may be over what (N,) `limit` and `age` allow, and those `forced`."""
+    """Of an `AttentionWatch`, (N,) each -> the rows that may be over what (N,) `limit` and `age` allow, those `asked` and `forced`."""
     grown = np.maximum(np.float32(moved) - seen, 0)
     expected = drift + np.multiply(slope, grown, out=np.zeros_like(grown), where=grown > 0)  # the slope may be infinite
     needed = (limit < 0) | (expected * age ** np.float32(AGE_POWER) > limit)
-    needed[forced] = True
+    needed[asked], needed[forced] = True, True
     return np.flatnonzero(needed)
 
 
@@ -109,3 +118,30 @@ def let_through(source: Floats, places: Indices, reference: Floats, indices: Ind
 def distances(rows: Floats, reference: Floats, indices: Indices) -> Floats:
     """(M, D) rows -> (M,) float32, how far each is from row `indices` of `reference` (N, D)."""
     return np.asarray(np.linalg.norm(rows - reference[indices], axis=1), np.float32)
+
+
+def most_urgent(  # noqa: PLR0917  as above
+    change: Floats, limit: Floats, age: Floats, rows: Indices, forced: Indices, chosen: Indices, count: int
+) -> Indices:
+    """Of `chosen`, as `select` gives them, those `count` that are the most times over what they may be, in order."""
+    places = rows[chosen]
+    urgency = change[chosen] * age[places] ** np.float32(AGE_POWER) / np.maximum(limit[places], SHORTEST)
+    urgency[np.isin(places, forced) | (limit[places] < 0)] = np.inf
+    return np.asarray(chosen[np.sort(np.argsort(-urgency, kind="stable")[:count])])
+
+
+def grow_older(age: Floats, rows: Indices, chosen: Indices) -> None:
+    """All rows of a gate by a pass, in place; `rows[chosen]` are young again."""
+    age += 1
+    age[rows[chosen]] = 1
+
+
+def settled(drift: Floats, rows: Indices, chosen: Indices) -> Indices:
+    """`rows[chosen]`, whose drift is nothing from now on."""
+    drift[rows[chosen]] = 0
+    return rows[chosen]
+
+
+def total(change: Floats, chosen: Indices) -> float:
+    """How far the rows `chosen` have moved together."""
+    return float(change[chosen].sum())

@@ -21,7 +21,12 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "measure": (kernels._measure, plain.measure),
     "let_through": (kernels._let_through, plain.let_through),
     "distances": (kernels._distances, plain.distances),
+    "most_urgent": (kernels._most_urgent, plain.most_urgent),
+    "grow_older": (kernels._grow_older, plain.grow_older),
+    "settled": (kernels._settled, plain.settled),
+    "total": (kernels._total, plain.total),
 }
+WATCHING = ("select", "due", "learn_slopes", "most_urgent", "grow_older", "settled", "total")
 
 
 @st.composite
@@ -40,17 +45,24 @@ def watching(name: str, random: np.random.Generator, rows: int, indices: NDArray
     """Limits, ages and watches of rows, some never seen and some that are let through whatever they do."""
     change, forced = np.abs(floats(random, len(indices))), random.integers(0, rows, 2)
     limit, age = floats(random, rows), random.integers(1, 300, rows).astype(np.float32)
+    chosen = np.flatnonzero(random.random(len(indices)) < 0.7)
     if name == "select":
         return [change, limit, age, indices, forced]
+    if name == "most_urgent":
+        return [change, limit, age, indices, forced, chosen, int(random.integers(0, len(chosen) + 1))]
+    if name in ("grow_older", "settled"):
+        return [age, indices, chosen]
+    if name == "total":
+        return [change, chosen]
     slope = np.abs(floats(random, rows))
     slope[random.random(rows) < 0.3] = np.inf
     watch = [2.0, np.abs(floats(random, rows)), np.abs(floats(random, rows)), slope]
-    return [*watch, limit, age, forced] if name == "due" else [*watch, indices, change]
+    return [*watch, limit, age, indices[:3], forced] if name == "due" else [*watch, indices, change]
 
 
 def arguments(name: str, case: tuple[np.random.Generator, int, int, NDArray[np.int64]]) -> list[Any]:
     random, rows, dim, indices = case
-    if name in ("select", "due", "learn_slopes"):
+    if name in WATCHING:
         return watching(name, random, rows, indices)
     if name in ("store", "settle"):
         into = [floats(random, rows, dim) for _ in range(1 if name == "store" else 2)]
