@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from streaming.clock import Clock
@@ -111,12 +111,26 @@ class Run:
             arrival = Arrival(self.number, image.pts, now_ns, now_us, keyframe=False)
         if self.stream.codec_context.name in ONE_PICTURE_PER_PACKET and not image.interlaced_frame:
             yield from self._damaged(arrival, swallowed)
+        arrival = self._in_its_turn(arrival, image)
         if image.is_corrupt:
             self.damage.broken(arrival.number, arrival.arrived_ns)
         trusted = self.damage.passes(arrival.number, arrival.arrived_ns, keyframe=arrival.keyframe)
         if arrival.told or not self.damage.joined:
             return
         yield self._timed(image, arrival, decode_us, trusted=trusted)
+
+    def _in_its_turn(self, arrival: Arrival, image: Any) -> Arrival:
+        """Of a file that plays at its pace, a picture comes when its own time does: before that only its packet was there.
+
+        With B-frames packets come early, so that others can be predicted from them. A camera would not have had it yet.
+        """
+        pacer = self.decoder.pacer
+        due_ns = pacer.due_ns(microseconds(image.pts, image.time_base)) if pacer else None
+        early_ns = 0 if due_ns is None else min(due_ns, self.decoder.clock.monotonic_ns()) - arrival.arrived_ns
+        if early_ns <= 0:
+            return arrival
+        came_ns, came_us = arrival.arrived_ns + early_ns, arrival.arrived_us + early_ns // 1000
+        return replace(arrival, arrived_ns=came_ns, arrived_us=came_us)
 
     def _timed(self, image: Any, arrival: Arrival, decode_us: int, *, trusted: bool) -> Picture:
         raw_us = microseconds(image.pts, image.time_base)

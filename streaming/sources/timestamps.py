@@ -68,13 +68,18 @@ class Pacer:
     _start_ns: int = 0
     _start_us: int | None = None
 
+    def due_ns(self, stream_us: int | None) -> int | None:
+        """When `stream_us` is due, CLOCK_MONOTONIC; None as long as nothing has been waited for."""
+        if stream_us is None or self._start_us is None:
+            return None
+        return self._start_ns + (stream_us - self._start_us) * 1000
+
     def wait(self, stream_us: int | None) -> None:
         """Sleep until `stream_us` is due; a jump of more than ten seconds starts a new count."""
         if stream_us is None:
             return
-        now_ns = time.monotonic_ns()
-        due_ns = self._start_ns + (stream_us - (self._start_us or 0)) * 1000
-        if self._start_us is None or abs(due_ns - now_ns) > JUMP_US * 1000:
+        now_ns, due_ns = time.monotonic_ns(), self.due_ns(stream_us)
+        if due_ns is None or abs(due_ns - now_ns) > JUMP_US * 1000:
             self._start_ns, self._start_us = now_ns, stream_us
         elif due_ns > now_ns:
             time.sleep((due_ns - now_ns) / 1e9)

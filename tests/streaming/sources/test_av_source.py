@@ -104,6 +104,19 @@ def test_file_in_real_time_keeps_the_pace_and_may_be_overtaken(clip: Path) -> No
     assert not info.lossless
 
 
+def test_file_in_real_time_brings_pictures_when_they_are_due_not_when_their_packets_were_read(clip: Path) -> None:
+    """Packets of B-frames are read out of order, those they lean on a frame or two ahead of their time."""
+    _, pictures = read(clip, realtime=True)
+    arrived_us = [picture.arrived_ns // 1000 for picture in pictures]
+    assert arrived_us == sorted(arrived_us)
+    in_the_middle = range(5, FRAMES - 5)
+    for early, late in pairwise(in_the_middle):
+        passed_us = arrived_us[late] - arrived_us[early]
+        assert passed_us > 0.2e6 / FRAMES
+    span_us = arrived_us[in_the_middle[-1]] - arrived_us[in_the_middle[0]]
+    assert span_us >= 0.9e6 * (len(in_the_middle) - 1) / FRAMES
+
+
 def test_file_loops_with_time_that_goes_on(clip: Path) -> None:
     _, pictures = read(clip, 3 * FRAMES, loop=True)
     times = [picture.pts_us for picture in pictures]
