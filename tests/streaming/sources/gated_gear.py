@@ -34,6 +34,9 @@ class StreamClock:
         if stream_us is not None:
             self.now_us = max(self.now_us, stream_us + 1_000_000)
 
+    def due_ns(self, stream_us: int | None) -> int | None:
+        return None if stream_us is None else (stream_us + 1_000_000) * 1000
+
     def monotonic_ns(self) -> int:
         return self.now_us * 1000
 
