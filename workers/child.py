@@ -7,7 +7,9 @@ import signal
 import sys
 
 from streaming.config import Config
+from streaming.errors import StreamingError
 from streaming.logs import configure_logs, get_logger
+from streaming.redaction import redact
 from workers.control import Assignment, CommandReader, Status, StatusWriter
 
 _PR_SET_PDEATHSIG = 1
@@ -37,6 +39,10 @@ def run_worker(commands_fd: int, status_fd: int) -> int:
     configure_logs(config, worker=assignment.worker)
     try:
         _run_role(assignment, config, commands, status)
+    except StreamingError as error:  # a sentence for whoever wrote the configuration; where it was raised helps nobody
+        get_logger("worker").error("worker failed", worker=assignment.worker, reason=str(error))
+        status.send(Status("failed", detail=redact(str(error))))
+        return 1
     except Exception as error:  # noqa: BLE001 - whatever it is: logged, told, and the process ends
         get_logger("worker").exception("worker failed", worker=assignment.worker)
         status.send(Status("failed", detail=type(error).__name__))

@@ -9,6 +9,7 @@ from encoders_core.hardware_threads import configure_threads
 from encoders_core.realtime.jobs import Dropped, Held
 from encoders_core.realtime.realtime_job import Arrival, RealtimeJob
 from streaming.config import Config
+from streaming.errors import ConfigError
 from streaming.frames import Frame
 from streaming.logs import get_logger
 from streaming.records import Stages, StateRecord, WorkerStats
@@ -342,5 +343,9 @@ class EncodeWorker:
 
 
 def run_encode(assignment: Assignment, config: Config, commands: CommandReader, status: StatusWriter) -> None:
-    """The encode role: blocks until it is told to stop."""
-    EncodeWorker(assignment, config, commands, status).run()
+    """The encode role: blocks until it is told to stop. Raises ConfigError when the model cannot be had."""
+    try:
+        worker = EncodeWorker(assignment, config, commands, status)
+    except EncoderError as error:
+        raise ConfigError(f"model: {error}") from error
+    worker.run()
