@@ -12,30 +12,10 @@ from typing import Final, Literal
 import numpy as np
 
 from encoders_core.models.vit import VitConfig
-from encoders_core.realtime.token_plain import Floats, GateMemory
+from encoders_core.realtime.token_plain import AttentionWatch, Floats, GateMemory
 
 Gate = Literal["query", "kv", "proj", "mlp"]
 GATES: Final[tuple[Gate, ...]] = ("query", "kv", "proj", "mlp")
-
-
-@dataclass(slots=True)
-class AttentionWatch:
-    """Which rows of a block's attention have to be looked at, told from how they moved before.
-
-    `moved` adds up the change of keys and values that the block lets through. Of each row, (N,): `seen` is `moved` when
-    it was last computed, `drift` how far it then was from its reference, `slope` how much it moves for each unit of
-    `moved`; infinite where nothing is known, so that it is looked at.
-    """
-
-    moved: float
-    seen: Floats
-    drift: Floats
-    slope: Floats
-
-    @classmethod
-    def of(cls, rows: int) -> "AttentionWatch":
-        """Nothing known of any row."""
-        return cls(0.0, np.zeros(rows, np.float32), np.zeros(rows, np.float32), np.full(rows, np.inf, np.float32))
 
 
 @dataclass(slots=True)

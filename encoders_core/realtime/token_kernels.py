@@ -11,7 +11,17 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from encoders_core.realtime import token_plain as plain
-from encoders_core.realtime.token_plain import MOVED, SHORTEST, SLOPE_RATE, Floats, GateMemory, Indices, Norm, Rules
+from encoders_core.realtime.token_plain import (
+    MOVED,
+    SHORTEST,
+    SLOPE_RATE,
+    AttentionWatch,
+    Floats,
+    GateMemory,
+    Indices,
+    Norm,
+    Rules,
+)
 
 try:
     import numba
@@ -94,42 +104,32 @@ def _select(change: Floats, limit: Floats, age: Floats, rows: Indices, forced: I
     return chosen[:count].copy()
 
 
-def _due(  # noqa: PLR0917  as above
-    moved: float,
-    seen: Floats,
-    drift: Floats,
-    slope: Floats,
-    limit: Floats,
-    age: Floats,
-    asked: Indices,
-    forced: Indices,
-) -> Indices:
+def _due(watch: AttentionWatch, limit: Floats, age: Floats, asked: Indices, forced: Indices) -> Indices:
     needed = np.zeros(limit.shape[0], np.bool_)
     for place in range(asked.shape[0]):
         needed[asked[place]] = True
     for place in range(forced.shape[0]):
         needed[forced[place]] = True
-    chosen, count = np.empty(limit.shape[0], np.int64), 0
+    moved, chosen, count = np.float32(watch.moved[0]), np.empty(limit.shape[0], np.int64), 0
     for row in range(limit.shape[0]):
-        expected, grown = drift[row], np.float32(moved) - seen[row]
+        expected, grown = watch.drift[row], moved - watch.seen[row]
         if grown > 0:
-            expected += slope[row] * grown
+            expected += watch.slope[row] * grown
         if needed[row] or limit[row] < 0 or expected * np.sqrt(np.sqrt(age[row])) > limit[row]:
             chosen[count] = row
             count += 1
     return chosen[:count].copy()
 
 
-def _learn_slopes(  # noqa: PLR0917  as above
-    moved: float, seen: Floats, drift: Floats, slope: Floats, rows: Indices, change: Floats
-) -> None:
+def _learn_slopes(watch: AttentionWatch, rows: Indices, change: Floats) -> None:
+    moved, drift, slope = np.float32(watch.moved[0]), watch.drift, watch.slope
     for place in range(rows.shape[0]):
         row = rows[place]
-        grown = max(np.float32(moved) - seen[row], np.float32(0))
+        grown = max(moved - watch.seen[row], np.float32(0))
         if grown > MOVED:
             found = max(change[place] - drift[row], np.float32(0)) / grown
             slope[row] = found if np.isinf(slope[row]) else slope[row] + SLOPE_RATE * (found - slope[row])
-        seen[row], drift[row] = moved, change[place]
+        watch.seen[row], drift[row] = moved, change[place]
 
 
 def _let_through(source: Floats, places: Indices, reference: Floats, indices: Indices, rows: Floats) -> None:
@@ -182,11 +182,11 @@ def _grow_older(age: Floats, rows: Indices, chosen: Indices) -> None:
         age[rows[chosen[place]]] = np.float32(1)
 
 
-def _settled(drift: Floats, rows: Indices, chosen: Indices) -> Indices:
+def _settled(watch: AttentionWatch, rows: Indices, chosen: Indices) -> Indices:
     indices = np.empty(chosen.shape[0], np.int64)
     for place in range(chosen.shape[0]):
         indices[place] = rows[chosen[place]]
-        drift[indices[place]] = np.float32(0)
+        watch.drift[indices[place]] = np.float32(0)
     return indices
 
 
@@ -239,27 +239,19 @@ def _open_attention(  # noqa: PLR0917  as above
     return opened, asked, total(change[0], opened), cut or fewer
 
 
-def _rows_to_look_at(moved: float, seen: Floats, drift: Floats, slope: Floats, asked: Indices, rules: Rules) -> Indices:  # noqa: PLR0917  as above
+def _rows_to_look_at(watch: AttentionWatch, asked: Indices, rules: Rules) -> Indices:
     """Rows whose query changed -> all rows of attention to look at: these, and those that may have moved too far."""
-    return due(moved, seen, drift, slope, rules.limits[_PROJ], rules.ages[_PROJ], asked, rules.forced)
+    return due(watch, rules.limits[_PROJ], rules.ages[_PROJ], asked, rules.forced)
 
 
 def _open_projection(  # noqa: PLR0917  as above
-    looked: Floats,
-    rows: Indices,
-    memory: GateMemory,
-    moved: float,
-    seen: Floats,
-    drift: Floats,
-    slope: Floats,
-    rules: Rules,
-    into: Floats,
+    looked: Floats, rows: Indices, memory: GateMemory, watch: AttentionWatch, rules: Rules, into: Floats
 ) -> tuple[Indices, bool]:
-    """The gate of the projection: of `rows`, whose attention is (M, D) `looked`, those it lets through, and what looking showed."""
+    """The gate of the projection: of `rows`, whose attention is (M, D) `looked`, those let through, and what looking showed."""
     change = distances(looked, memory.reference, rows)
     chosen, cut = take(change, _PROJ, rules, rows)
-    learn_slopes(moved, seen, drift, slope, rows, change)
-    indices = settled(drift, rows, chosen)
+    learn_slopes(watch, rows, change)
+    indices = settled(watch, rows, chosen)
     let_through(looked, chosen, memory.reference, indices, into[: chosen.shape[0]])
     return indices, cut
 

@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from encoders_core.realtime import token_kernels as kernels
-from encoders_core.realtime.token_cache import GATES, AttentionWatch, Gate, TokenCache
-from encoders_core.realtime.token_plain import Floats, GateMemory, Indices, Norm, Rules
+from encoders_core.realtime.token_cache import GATES, Gate, TokenCache
+from encoders_core.realtime.token_plain import AttentionWatch, Floats, GateMemory, Indices, Norm, Rules
 
 _MAX_MOVED: Final = 1e4  # float32 sums stay exact enough
 
@@ -62,7 +62,7 @@ class Lane:
         opened, asked, moved, cut = kernels.open_attention(
             self.x, norm, memory.kv, memory.query, self._rules[block], self.normed, kv_into, query_into
         )
-        memory.watch.moved += moved
+        memory.watch.moved[0] += moved
         self.cut_off |= cut
         return opened, asked
 
@@ -82,22 +82,18 @@ class Lane:
         rules = self._rules[block]
         if self.exact:
             return rules.every
-        watch = self.cache.blocks[block].watch
-        return kernels.rows_to_look_at(watch.moved, watch.seen, watch.drift, watch.slope, asked, rules)
+        return kernels.rows_to_look_at(self.cache.blocks[block].watch, asked, rules)
 
     def open_projection(self, block: int, rows: Indices, looked: Floats, into: Floats) -> Indices:
         """Of `rows`, whose attention is (M, D) `looked`, those that moved too far from what the projection saw of them."""
         memory = self.cache.blocks[block]
-        watch = memory.watch
-        chosen, cut = kernels.open_projection(
-            looked, rows, memory.proj, watch.moved, watch.seen, watch.drift, watch.slope, self._rules[block], into
-        )
+        chosen, cut = kernels.open_projection(looked, rows, memory.proj, memory.watch, self._rules[block], into)
         self.cut_off |= cut
-        if watch.moved > _MAX_MOVED:
-            _start_over(watch)
+        if memory.watch.moved[0] > _MAX_MOVED:
+            _start_over(memory.watch)
         return chosen
 
 
 def _start_over(watch: AttentionWatch) -> None:
-    watch.seen -= np.float32(watch.moved)
-    watch.moved = 0.0
+    np.subtract(watch.seen, np.float32(watch.moved[0]), out=watch.seen)
+    watch.moved[0] = 0.0

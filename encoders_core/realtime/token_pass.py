@@ -20,9 +20,9 @@ from encoders_core.models.packed_linear import PackedLinear
 from encoders_core.models.vit import VisionTransformer
 from encoders_core.realtime import token_kernels as kernels
 from encoders_core.realtime.attention_kernel import attend
-from encoders_core.realtime.token_cache import AttentionWatch, BlockMemory, TokenCache
+from encoders_core.realtime.token_cache import BlockMemory, TokenCache
 from encoders_core.realtime.token_lane import Counts, Lane
-from encoders_core.realtime.token_plain import Floats, GateMemory, Indices, Norm
+from encoders_core.realtime.token_plain import AttentionWatch, Floats, GateMemory, Indices, Norm
 
 Layer = Callable[[Tensor], Tensor]
 _Room = NDArray[np.float32]

@@ -25,6 +25,26 @@ class GateMemory(NamedTuple):
     output: Floats
 
 
+class AttentionWatch(NamedTuple):
+    """Which rows of a block's attention have to be looked at, told from how they moved before.
+
+    `moved`, (1,) float64, adds up the change of keys and values that the block lets through. Of each row, (N,): `seen` is
+    `moved` when it was last computed, `drift` how far it then was from its reference, `slope` how much it moves for each
+    unit of `moved`; infinite where nothing is known, so that it is looked at.
+    """
+
+    moved: NDArray[np.float64]
+    seen: Floats
+    drift: Floats
+    slope: Floats
+
+    @classmethod
+    def of(cls, rows: int) -> "AttentionWatch":
+        """Nothing known of any row."""
+        seen, drift = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
+        return cls(np.zeros(1), seen, drift, np.full(rows, np.inf, np.float32))
+
+
 class Norm(NamedTuple):
     """A layer norm as the gates compute it: together with how far each row is from its reference."""
 
@@ -78,35 +98,26 @@ def select(change: Floats, limit: Floats, age: Floats, rows: Indices, forced: In
     return np.flatnonzero(over)
 
 
-def due(  # noqa: PLR0917  as above
-    moved: float,
-    seen: Floats,
-    drift: Floats,
-    slope: Floats,
-    limit: Floats,
-    age: Floats,
-    asked: Indices,
-    forced: Indices,
-) -> Indices:
-    """Of an `AttentionWatch`, (N,) each -> the rows that may be over what (N,) `limit` and `age` allow, those `asked` and `forced`."""
-    grown = np.maximum(np.float32(moved) - seen, 0)
-    expected = drift + np.multiply(slope, grown, out=np.zeros_like(grown), where=grown > 0)  # the slope may be infinite
+def due(watch: AttentionWatch, limit: Floats, age: Floats, asked: Indices, forced: Indices) -> Indices:
+    """The rows that may be over what (N,) `limit` and `age` allow, those `asked` and those `forced`."""
+    grown = np.maximum(np.float32(watch.moved[0]) - watch.seen, 0)
+    # The slope may be infinite.
+    expected = watch.drift + np.multiply(watch.slope, grown, out=np.zeros_like(grown), where=grown > 0)
     needed = (limit < 0) | (expected * age ** np.float32(AGE_POWER) > limit)
     needed[asked], needed[forced] = True, True
     return np.flatnonzero(needed)
 
 
-def learn_slopes(  # noqa: PLR0917  as above
-    moved: float, seen: Floats, drift: Floats, slope: Floats, rows: Indices, change: Floats
-) -> None:
-    """Of an `AttentionWatch`, in place: `rows` were found (M,) `change` from their references."""
-    grown = np.maximum(np.float32(moved) - seen[rows], 0)
-    found = np.maximum(change - drift[rows], 0) / np.maximum(grown, MOVED)
-    before = slope[rows]
+def learn_slopes(watch: AttentionWatch, rows: Indices, change: Floats) -> None:
+    """In place: `rows` were found (M,) `change` from their references."""
+    moved = np.float32(watch.moved[0])
+    grown = np.maximum(moved - watch.seen[rows], 0)
+    found = np.maximum(change - watch.drift[rows], 0) / np.maximum(grown, MOVED)
+    before = watch.slope[rows]
     with np.errstate(invalid="ignore"):
         after = np.where(np.isinf(before), found, before + SLOPE_RATE * (found - before))
-    slope[rows] = np.where(grown > MOVED, after, before)
-    seen[rows], drift[rows] = moved, change
+    watch.slope[rows] = np.where(grown > MOVED, after, before)
+    watch.seen[rows], watch.drift[rows] = moved, change
 
 
 def let_through(source: Floats, places: Indices, reference: Floats, indices: Indices, rows: Floats) -> None:
@@ -136,9 +147,9 @@ def grow_older(age: Floats, rows: Indices, chosen: Indices) -> None:
     age[rows[chosen]] = 1
 
 
-def settled(drift: Floats, rows: Indices, chosen: Indices) -> Indices:
+def settled(watch: AttentionWatch, rows: Indices, chosen: Indices) -> Indices:
     """`rows[chosen]`, whose drift is nothing from now on."""
-    drift[rows[chosen]] = 0
+    watch.drift[rows[chosen]] = 0
     return rows[chosen]
 
 

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from encoders_core.realtime import token_kernels as kernels
 from encoders_core.realtime import token_plain as plain
-from encoders_core.realtime.token_plain import Norm
+from encoders_core.realtime.token_plain import AttentionWatch, Norm
 
 PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "store": (kernels._store, plain.store),
@@ -50,14 +50,16 @@ def watching(name: str, random: np.random.Generator, rows: int, indices: NDArray
         return [change, limit, age, indices, forced]
     if name == "most_urgent":
         return [change, limit, age, indices, forced, chosen, int(random.integers(0, len(chosen) + 1))]
-    if name in ("grow_older", "settled"):
+    if name == "grow_older":
         return [age, indices, chosen]
     if name == "total":
         return [change, chosen]
     slope = np.abs(floats(random, rows))
     slope[random.random(rows) < 0.3] = np.inf
-    watch = [2.0, np.abs(floats(random, rows)), np.abs(floats(random, rows)), slope]
-    return [*watch, limit, age, indices[:3], forced] if name == "due" else [*watch, indices, change]
+    watch = AttentionWatch(np.array([2.0]), *np.abs(floats(random, 2, rows)), slope)
+    if name == "due":
+        return [watch, limit, age, indices[:3], forced]
+    return [watch, indices, chosen if name == "settled" else change]
 
 
 def arguments(name: str, case: tuple[np.random.Generator, int, int, NDArray[np.int64]]) -> list[Any]:
@@ -77,14 +79,25 @@ def arguments(name: str, case: tuple[np.random.Generator, int, int, NDArray[np.i
     return [floats(random, len(indices), dim), floats(random, rows, dim), indices]
 
 
+def copied(part: Any) -> Any:
+    if isinstance(part, tuple):
+        return type(part)(*map(copied, part))
+    return part.copy() if isinstance(part, np.ndarray) else part
+
+
+def flat(parts: Iterable[Any]) -> Iterator[Any]:
+    for part in parts:
+        yield from flat(part) if isinstance(part, tuple) else (part,)
+
+
 def assert_same(name: str, one: Callable[..., Any], other: Callable[..., Any], case: Any) -> None:
     """The same result, and the same left in every argument."""
     given_one = arguments(name, case)
-    given_other = [part.copy() if isinstance(part, np.ndarray) else part for part in given_one]
-    results = [(one(*given_one), *given_one), (other(*given_other), *given_other)]
+    given_other = [copied(part) for part in given_one]
+    results = [flat((one(*given_one), *given_one)), flat((other(*given_other), *given_other))]
     for got, expected in zip(*results, strict=True):
-        if expected is None or isinstance(expected, Norm):
-            assert got is expected
+        if expected is None:
+            assert got is None
             continue
         finite = np.abs(expected)[np.isfinite(expected)]
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * max(1.0, float(np.max(finite, initial=0))))
