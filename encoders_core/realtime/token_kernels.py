@@ -30,8 +30,8 @@ except ImportError:
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-COMPILED: Final = numba is not None
-"""Whether the compiled loops are used."""
+COMPILED: Final = numba is not None and not getattr(numba.config, "DISABLE_JIT", False)
+"""Whether the compiled loops are used: numba is there, and nobody has switched it off to look at them."""
 _QUERY, _KV, _PROJ, _MLP = range(4)  # places of the gates in limits and ages, in the order of `GATES`
 
 
