@@ -23,7 +23,7 @@ Reason = Literal["held", "cold", "change", "cut", "light", "max_hold", "audit"]
 
 _PRIOR_WEIGHT: Final = 4.0  # grey levels of score that the model's own gain counts for
 _FORGET: Final = 0.98  # per audit
-_START_RATIO: Final = 4.0  # threshold over budget; 2 to 20 on our clips
+_START_RATIO: Final = 3.0  # threshold over budget, on the careful side: 2 to 20 on our clips
 _RATIO_RANGE: Final = (0.5, 10.0)
 _RATIO_RATE: Final = 0.01  # per frame
 _MAX_DEBT: Final = 5.0
