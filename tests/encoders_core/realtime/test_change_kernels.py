@@ -77,7 +77,7 @@ def test_a_picture_that_is_not_contiguous_is_reduced_all_the_same() -> None:
 def test_gate_decides_the_same_with_loops_as_with_plain_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     def decisions() -> list[tuple[str, float]]:
         random, features = np.random.default_rng(3), np.random.default_rng(4)
-        gate = FrameGate(GateConfig(), GateCalibration(variance=172.3, gain=0.035))
+        gate = FrameGate(GateConfig(target_fvu=0.04), GateCalibration(variance=172.3, gain=0.035))
         scene, said = random.integers(0, 256, (224, 224, 3), np.uint8), []
         for index in range(120):
             frame = np.clip(scene + random.normal(0, 2, scene.shape), 0, 255).astype(np.uint8)
