@@ -7,13 +7,14 @@ import signal
 import sys
 
 from streaming.config import Config
-from streaming.errors import StreamingError
+from streaming.errors import ConfigError
 from streaming.logs import configure_logs, get_logger
 from streaming.redaction import redact
 from workers.control import Assignment, CommandReader, Status, StatusWriter
 
 _PR_SET_PDEATHSIG = 1
 STDIN, STDOUT = 0, 1
+_MOST_DETAIL = 800  # characters: a status is one line that is written at once
 
 
 def die_with_parent() -> None:
@@ -39,9 +40,9 @@ def run_worker(commands_fd: int, status_fd: int) -> int:
     configure_logs(config, worker=assignment.worker)
     try:
         _run_role(assignment, config, commands, status)
-    except StreamingError as error:  # a sentence for whoever wrote the configuration; where it was raised helps nobody
+    except ConfigError as error:  # a sentence for whoever wrote the configuration; where it was raised helps nobody
         get_logger("worker").error("worker failed", worker=assignment.worker, reason=str(error))
-        status.send(Status("failed", detail=redact(str(error))))
+        status.send(Status("failed", detail=redact(str(error))[:_MOST_DETAIL]))
         return 1
     except Exception as error:  # noqa: BLE001 - whatever it is: logged, told, and the process ends
         get_logger("worker").exception("worker failed", worker=assignment.worker)

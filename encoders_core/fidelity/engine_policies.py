@@ -74,11 +74,8 @@ class EngineThreshold(_EnginePolicy):
         super().__init__("tokenwise", vit)
 
     def _begin(self, frame: Frame) -> None:  # noqa: ARG002
-        blocks, gates = (
-            self._cache.blocks,
-            ("kv", "kv", "proj", "mlp"),
-        )  # the queries' rows are those of keys and values
-        references = [[getattr(block, gate).reference for gate in gates] for block in blocks]
+        gates = ("kv", "kv", "proj", "mlp")  # the queries' rows are those of keys and values
+        references = [[getattr(block, gate).reference for gate in gates] for block in self._cache.blocks]
         lengths = np.array([[np.linalg.norm(one, axis=1).mean() for one in row] for row in references])
         self._thresholds = self._limits_of(np.repeat(self._tau * lengths[..., None], self._rows, axis=2))
 
