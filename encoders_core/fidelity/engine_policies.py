@@ -29,7 +29,6 @@ class _EnginePolicy:
 
     def __init__(self, name: str, vit: DenseVitEncoder) -> None:
         self.name, self._vit, self._passes = name, vit, TokenPasses(vit.network)
-        self._passes.prepare()
         self._rows = vit.cost.tokens
         self.reset()
 

@@ -68,7 +68,6 @@ class Replay:
 
     def __init__(self, vit: DenseVitEncoder, recording: Recording, cameras: int = 1) -> None:
         self._vit, self._passes, self._cameras = vit, TokenPasses(vit.network), cameras
-        self._passes.prepare()
         rows = recording.for_model(vit.network.config.depth, vit.cost.tokens).rows
         self._limits = [None if one is None else _limits(one, vit.cost.tokens) for one in rows]
         self._looked = [None if one is None else one[:, ATTENTION] for one in rows]

@@ -12,7 +12,20 @@ from encoders_core.realtime.token_kernels import COMPILED, compiled
 from encoders_core.realtime.token_plain import Floats, Indices
 
 if COMPILED:
-    from encoders_core.realtime.vector_code import LANES, ROWS, narrow_product, softmax, wide_product
+    from encoders_core.realtime.function_code import softmax
+    from encoders_core.realtime.product_code import (
+        LARGE,
+        MIDDLE,
+        SMALL,
+        WIDE,
+        score_narrow,
+        score_wide,
+        weigh_large,
+        weigh_middle,
+        weigh_narrow,
+        weigh_small,
+    )
+    from encoders_core.realtime.vector_code import LANES
 
 _LOG2_E = 1.4426950408889634
 
@@ -22,7 +35,7 @@ def attend(queries: Floats, rows: Indices, kv: Floats, heads: int) -> Floats:
 
     The compiled loop equals PyTorch's attention but for rounding (1e-6 of the largest value).
     """
-    if COMPILED and len(kv) >= ROWS and queries.shape[1] // heads % LANES == 0:
+    if COMPILED and len(kv) >= LARGE and queries.shape[1] // heads % LANES == 0:
         looked: Floats = _compiled_attend(queries, rows, kv, heads)
         return looked
     return plain_attend(queries, rows, kv, heads)
@@ -41,44 +54,72 @@ def _attend(queries: Floats, rows: Indices, kv: Floats, heads: int) -> Floats:
     count, stride = kv.shape
     dim = stride // 2
     width = dim // heads
-    scale = np.float32(_LOG2_E / np.sqrt(width))
-    asked = np.empty((width, LANES), np.float32)
-    scores = np.empty((count, LANES), np.float32)
-    sums = np.empty((LANES, width), np.float32)
-    inverse = np.empty(LANES, np.float32)
+    asked = np.empty((width, WIDE), np.float32)
+    scores = np.empty((count, WIDE), np.float32)
+    inverse = np.empty((1, WIDE), np.float32)
+    sums = np.empty((WIDE, width), np.float32)
     looked = np.empty((rows.shape[0], dim), np.float32)
     for head in range(heads):
         columns = slice(head * width, (head + 1) * width)
         keys, values = kv[:, columns], kv[:, dim:][:, columns]
-        for start in range(0, rows.shape[0], LANES):
-            for lane in range(LANES):  # the last row once more in lanes without one
-                row = rows[min(start + lane, rows.shape[0] - 1)]
+        for start in range(0, rows.shape[0], WIDE):
+            used = min(WIDE, rows.shape[0] - start)
+            _ask(queries[:, columns], rows[start : start + used], asked)
+            _score(keys, asked, used, scores)
+            softmax(scores, 0, inverse)
+            if used > LANES:
+                softmax(scores, LANES, inverse)
+            _weigh(scores.T, values, used, sums)
+            for place in range(used):
                 for column in range(width):
-                    asked[column, lane] = queries[row, head * width + column] * scale
-            for first in range(0, count, ROWS):
-                place = min(first, count - ROWS)
-                narrow_product(keys[place : place + ROWS], asked, scores[place : place + ROWS])
-            softmax(scores, inverse)
-            used = min(LANES, rows.shape[0] - start)
-            for lane in range(0, used, ROWS):
-                _weigh(scores[:, lane : lane + ROWS].T, values, sums[lane : lane + ROWS])
-            for lane in range(used):
-                for column in range(width):
-                    looked[start + lane, head * width + column] = sums[lane, column] * inverse[lane]
+                    looked[start + place, head * width + column] = sums[place, column] * inverse[0, place]
     return looked
 
 
-def _weigh(weights: Floats, values: Floats, sums: Floats) -> None:
-    """(ROWS, N) times (N, width) -> sums."""
-    width = values.shape[1]
-    if LANES > ROWS and width % (2 * LANES) == 0:  # a processor with room for so many sums
-        for column in range(0, width, 2 * LANES):
-            wide_product(weights, values[:, column:], sums[:, column:])
-    else:
-        for column in range(0, width, LANES):
-            narrow_product(weights, values[:, column:], sums[:, column:])
+def _ask(queries: Floats, rows: Indices, asked: Floats) -> None:
+    """(N, width) queries -> (width, WIDE): those of `rows` side by side, the last of them once more where there are fewer."""
+    scale = np.float32(_LOG2_E / np.sqrt(queries.shape[1]))
+    for lane in range(WIDE):
+        row = rows[min(lane, rows.shape[0] - 1)]
+        for column in range(queries.shape[1]):
+            asked[column, lane] = queries[row, column] * scale
+
+
+def _score(keys: Floats, asked: Floats, used: int, scores: Floats) -> None:
+    """(N, width) times (width, WIDE), of which `used` matter -> (N, WIDE)."""
+    count = keys.shape[0]
+    for first in range(0, count, LARGE):
+        place = min(first, count - LARGE)
+        if used > LANES:
+            score_wide(keys, place, asked, 0, scores, place, 0)
+        else:
+            score_narrow(keys, place, asked, 0, scores, place, 0)
+
+
+def _weigh(weights: Floats, values: Floats, used: int, sums: Floats) -> None:
+    """(WIDE, N), of which `used` matter, times (N, width) -> the same rows of (WIDE, width) sums."""
+    done, width = 0, values.shape[1]
+    while done < used:
+        left = used - done
+        if width % WIDE:
+            row, size = min(done, WIDE - LARGE), LARGE
+            for column in range(0, width, LANES):
+                weigh_narrow(weights, row, values, column, sums, row, column)
+        else:
+            size = SMALL if left <= SMALL else MIDDLE if left <= MIDDLE else LARGE
+            row = max(0, min(done, used - size))
+            for column in range(0, width, WIDE):
+                if size == SMALL:
+                    weigh_small(weights, row, values, column, sums, row, column)
+                elif size == MIDDLE:
+                    weigh_middle(weights, row, values, column, sums, row, column)
+                else:
+                    weigh_large(weights, row, values, column, sums, row, column)
+        done = row + size
 
 
 if COMPILED:
+    _ask = compiled(_ask, _ask)
+    _score = compiled(_score, _score)
     _weigh = compiled(_weigh, _weigh)
     _compiled_attend = compiled(_attend, plain_attend)

@@ -121,9 +121,8 @@ class VitFrameEncoder:
         self._row_costs = row_costs_of(network, self.rows_total)
         self._dense_cost = dense_cost_of(network, self._row_costs, self.rows_total)
 
-    def prepare(self, sizes_px: Sequence[int]) -> None:  # noqa: ARG002  the protocol's signature
-        """Nothing is laid out by the size of pictures (position tables are resized in the pass), but by numbers of rows."""
-        self.passes.prepare()
+    def prepare(self, sizes_px: Sequence[int]) -> None:
+        """Nothing is laid out by the size of pictures: position tables are resized in the pass."""
 
     def new_state(self) -> VitState:
         """A camera not seen yet."""

@@ -19,7 +19,7 @@ from encoders_core.realtime import token_plain as plain
 from encoders_core.realtime.attention_kernel import plain_attend
 from encoders_core.realtime.token_cache import GATES, BlockMemory, Gate, TokenCache, memory_bytes
 from encoders_core.realtime.token_lane import Counts, Lane
-from encoders_core.realtime.token_pass import TokenPasses, bucket
+from encoders_core.realtime.token_pass import TokenPasses
 from encoders_core.realtime.token_plain import Rules
 from tests.encoders_core.realtime.tiny_vits import (
     FAMILIES,
@@ -218,13 +218,6 @@ def test_change_below_the_limit_adds_up_until_it_is_let_through() -> None:
         let_through.append(9 in lane.chosen[0, "kv"])
     assert not let_through[0]
     assert 1 <= sum(let_through) < 15
-
-
-def test_products_come_in_few_sizes_that_are_little_larger_than_wanted() -> None:
-    sizes = [bucket(rows) for rows in range(1, 800)]
-    assert all(rows <= size <= 1.07 * rows for rows, size in enumerate(sizes, 1))
-    assert sizes[:32] == list(range(1, 33))
-    assert len(set(sizes)) < 110
 
 
 def rules(limits: Any, cap: int = -1) -> Rules:
