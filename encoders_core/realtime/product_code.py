@@ -15,6 +15,7 @@ SMALL, MIDDLE, LARGE = (4, 8, 12) if LANES > 8 else (2, 4, 6)  # as many sums as
 """Rows that a step sums: the large one where there are as many, as it reads least for what it sums."""
 WIDE: Final = 2 * LANES
 """Columns of a wide step; a narrow one has half as many."""
+_BYTE: Final = ir.IntType(8).as_pointer()
 _LINE: Final = 16
 """Numbers that memory gives at once."""
 
@@ -52,39 +53,52 @@ def _layer_product(rows: int) -> Any:
 
     @function  # type: ignore[untyped-decorator]
     def product(  # noqa: PLR0917  as above
-        _context: Any, a: Any, row: Any, panel: Any, bias: Any, c: Any, column: Any, ahead: Any, pace: Any
+        _context: Any,
+        a: Any,
+        row: Any,
+        panel: Any,
+        bias: Any,
+        c: Any,
+        column: Any,
+        ahead: Any,
+        pace: Any,
+        later: Any,
+        later_pace: Any,
     ) -> Any:
         """Rows from `row` on of (M, K) a times (K, WIDE) panel + bias -> the same rows of (M, N) c, from `column` on.
 
         With few rows a layer takes about as long as reading its weights, and here both happen at once: at number k of a
         row, memory is asked for what lies `ahead` + k `pace` numbers behind the panel's begin.
         """
-        return types.void(a, row, panel, bias, c, column, ahead, pace), partial(_emit_layer_product, rows)
+        return types.void(a, row, panel, bias, c, column, ahead, pace, later, later_pace), partial(
+            _emit_layer_product, rows
+        )
 
     return product
 
 
 def _emit_layer_product(rows: int, context: Any, builder: Any, signature: Any, values: Any) -> Any:
     a, panel, bias, c = (Matrix(context, builder, signature.args[place], values[place]) for place in (0, 2, 3, 4))
-    _, row, *_, column, ahead, pace = values
+    _, row, *_, column, ahead, pace, later, later_pace = values
     sums = _Sums(builder, rows, WIDE)
     sums.begin(bias, column)
     with cgutils.for_range(builder, a.shape[1]) as loop:
-        later = builder.add(ahead, builder.mul(loop.index, pace))
+        start = builder.add(ahead, builder.mul(loop.index, pace))
         for line in range(0, WIDE, _LINE):
-            _ask_for(builder, panel.data, builder.add(later, whole(line)))
+            _ask_for(builder, builder.gep(panel.data, [builder.add(start, whole(line))]))
+        _ask_for(builder, builder.inttoptr(builder.add(later, builder.mul(loop.index, later_pace)), _BYTE))
         sums.add(a, row, loop.index, panel.at(loop.index, whole(0)), panel)
     sums.store(c, row, column)
     return context.get_dummy_value()
 
 
-def _ask_for(builder: Any, array: Any, offset: Any) -> None:
-    """Have memory bring what lies there; beyond the end of an array nothing happens."""
-    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-    ask = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+def _ask_for(builder: Any, place: Any) -> None:
+    """Have memory bring what lies there; where nothing lies nothing happens."""
+    number = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [_BYTE, number, number, number])
+    ask = builder.module.declare_intrinsic("llvm.prefetch", [_BYTE], kind)
     reading, near, data = (ir.Constant(number, value) for value in (0, 2, 1))
-    builder.call(ask, [builder.bitcast(builder.gep(array, [offset]), byte), reading, near, data])
+    builder.call(ask, [builder.bitcast(place, _BYTE), reading, near, data])
 
 
 class _Sums:

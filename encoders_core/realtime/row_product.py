@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from encoders_core.models.layers import LayerScale, Mlp, QuickGELU
 from encoders_core.models.packed_linear import PackedLinear, fusible
 from encoders_core.realtime.token_kernels import COMPILED, compiled
+from encoders_core.realtime.token_memory import Asks
 from encoders_core.realtime.token_plain import Floats
 
 if COMPILED:
@@ -30,6 +31,9 @@ _ALL: Final = slice(None)
 _UNKNOWN: Final = "unknown"
 _ACTIVATIONS: Final = (None, "gelu", "gelu_tanh", "quick_gelu", "relu")
 _GELU, _GELU_TANH, _QUICK_GELU, _RELU = range(1, 5)
+
+
+NOTHING: Final = np.zeros((1, 2), np.int64)
 
 
 class Room(NamedTuple):
@@ -52,7 +56,7 @@ class Room(NamedTuple):
 class RowLayer(Protocol):
     """A layer over rows that lie side by side."""
 
-    def __call__(self, rows: Floats, count: int, room: Room) -> Floats:
+    def __call__(self, rows: Floats, count: int, room: Room, ask: Asks) -> Floats:
         """(M, K) rows, of which `count` matter -> (count, N), valid until the next layer is called."""
         ...
 
@@ -94,8 +98,8 @@ def linear_rows(layer: nn.Linear, shelf: Shelf, part: slice = _ALL, scale: nn.Mo
         return _by_torch(_plain(layer, weight, bias))
     panels = shelf.put(weight, bias)
 
-    def product(rows: Floats, count: int, room: Room) -> Floats:
-        multiply(rows, count, panels, room.out)
+    def product(rows: Floats, count: int, room: Room, ask: Asks) -> Floats:
+        multiply(rows, count, panels, room.out, ask)
         return room.out[:count, : len(panels.bias)]
 
     return product
@@ -112,16 +116,16 @@ def mlp_rows(mlp: nn.Module, shelf: Shelf, scale: nn.Module) -> RowLayer:
         return _by_torch(lambda rows: down(mlp.act(up(rows))))
     up_panels, panels = shelf.put(up_weight, up_bias, activation), shelf.put(weight, bias)
 
-    def product(rows: Floats, count: int, room: Room) -> Floats:
-        multiply(rows, count, up_panels, room.hidden)
-        multiply(room.hidden, count, panels, room.out)
+    def product(rows: Floats, count: int, room: Room, ask: Asks) -> Floats:
+        multiply(rows, count, up_panels, room.hidden, NOTHING)
+        multiply(room.hidden, count, panels, room.out, ask)
         return room.out[:count, : len(panels.bias)]
 
     return product
 
 
 def _by_torch(layer: Callable[[Tensor], Tensor]) -> RowLayer:
-    return lambda rows, count, _room: layer(torch.from_numpy(rows[:count])).numpy()
+    return lambda rows, count, _room, _ask: layer(torch.from_numpy(rows[:count])).numpy()
 
 
 def _plain(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -154,25 +158,31 @@ def _activation(mlp: Mlp) -> str | None:
     return "quick_gelu" if isinstance(mlp.act, QuickGELU) else fusible(mlp.act) or _UNKNOWN
 
 
-def _multiply(rows: Floats, count: int, layer: Panels, into: Floats) -> None:
-    """(M, K) rows, of which `count` matter -> the same rows of (M, N) `into`. Both have at least `FEWEST`."""
-    depth = layer.weight.shape[1]
-    tiles = max(1, (count + LARGE - 1) // LARGE)
+def _multiply(rows: Floats, count: int, layer: Panels, into: Floats, ask: Asks) -> None:
+    """(M, K) rows, of which `count` matter -> the same rows of (M, N) `into`. Both have at least `FEWEST`.
+
+    Memory is asked for what `ask`, (L, 2) addresses and bytes, says will be wanted next.
+    """
+    panels, depth = layer.weight.shape[0], layer.weight.shape[1]
+    tiles, places = max(1, (count + LARGE - 1) // LARGE), ask.shape[0]
     pace = WIDE // tiles
-    for number in range(layer.weight.shape[0]):
+    for number in range(panels):
         panel, column, done = layer.weight[number], number * WIDE, 0
+        place = number * places // panels
+        later = ask[place, 0] + ask[place, 1] * (number * places % panels) // panels
+        part = ask[place, 1] * places // panels // tiles
         for tile in range(tiles):
             left, ahead = -((done - count) // (tiles - tile)), depth * (WIDE + tile * pace)
             size = SMALL if left <= SMALL else MIDDLE if left <= MIDDLE else LARGE
             row = max(0, min(done, count - size))
             if size == SMALL:
-                layer_small(rows, row, panel, layer.bias, into, column, ahead, pace)
+                layer_small(rows, row, panel, layer.bias, into, column, ahead, pace, later, part // depth + 1)
             elif size == MIDDLE:
-                layer_middle(rows, row, panel, layer.bias, into, column, ahead, pace)
+                layer_middle(rows, row, panel, layer.bias, into, column, ahead, pace, later, part // depth + 1)
             else:
-                layer_large(rows, row, panel, layer.bias, into, column, ahead, pace)
+                layer_large(rows, row, panel, layer.bias, into, column, ahead, pace, later, part // depth + 1)
             _activate(into, row, row + size, column, layer.activation)
-            done = row + size
+            done, later = row + size, later + part
 
 
 def _activate(into: Floats, first: int, last: int, column: int, activation: int) -> None:

@@ -6,35 +6,22 @@ alone. Each compares its input with the one it last *let through*, so that what 
 stays in the difference until it is.
 """
 
-from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 
 from encoders_core.models.vit import VitConfig
-from encoders_core.realtime.token_plain import AttentionWatch, Floats, GateMemory
+from encoders_core.realtime.token_memory import BlockMemory, TokenMemory, numbers_of, rows_of
+from encoders_core.realtime.token_plain import Floats
 
 Gate = Literal["query", "kv", "proj", "mlp"]
 GATES: Final[tuple[Gate, ...]] = ("query", "kv", "proj", "mlp")
-
-
-@dataclass(slots=True)
-class BlockMemory:
-    """The gates of one block, and what is known of its attention. `query` is empty where one row alone is computed."""
-
-    query: GateMemory
-    kv: GateMemory
-    proj: GateMemory
-    mlp: GateMemory
-    watch: AttentionWatch
 
 
 class TokenCache:
     """The state of one camera; it takes `memory_bytes(config)` when warm, and does not grow."""
 
     def __init__(self) -> None:
-        self.blocks: list[BlockMemory] = []
-        """Empty before the first frame and after a reset."""
         self.importance: Floats | None = None
         """(depth, 4, N): how far a change of one row at one gate moves the features; None before it has been measured."""
         self.allowed: Floats | None = None
@@ -45,32 +32,40 @@ class TokenCache:
         """(depth, 4, N): passes since a row was let through by a gate, this one included."""
         self.next_refresh = 0
         """The row that is next in the rolling refresh."""
+        self.warm = False
+        """Whether there is something to start from."""
+        self._memory: TokenMemory | None = None
 
     @property
-    def warm(self) -> bool:
-        """Whether there is something to start from."""
-        return bool(self.blocks)
+    def blocks(self) -> list[BlockMemory]:
+        """What each block remembers; empty before the first frame and after a reset."""
+        return self._memory.blocks if self.warm and self._memory else []
 
     @property
     def nbytes(self) -> int:
         """Bytes held now."""
-        return sum(array.nbytes for array in self._arrays())
+        places = (part for part in (self.importance, self.allowed, self.limits, self.ages) if part is not None)
+        return sum(part.nbytes for part in places) + (self._memory.nbytes if self._memory else 0)
 
     def reset(self) -> None:
         """Forget what was computed. The importance of places stays: a camera's places do."""
-        self.blocks, self.next_refresh = [], 0
+        self.warm, self.next_refresh = False, 0
         self.ages = np.zeros((0, len(GATES), 0), np.float32)
 
-    def fill(self, blocks: "list[BlockMemory]") -> None:
-        """Everything was computed now."""
-        self.blocks, rows = blocks, len(blocks[0].kv.reference)
-        self.ages = np.ones((len(blocks), len(GATES), rows), np.float32)
+    def begin(self, config: VitConfig, rows: int) -> list[BlockMemory]:
+        """Forget what was computed -> where a dense pass over so many rows puts what it computes anew."""
+        self.reset()
+        if self._memory is None or (self._memory.config, self._memory.rows) != (config, rows):
+            self._memory = TokenMemory(config, rows)
+        self._memory.forget()
+        return self._memory.blocks
 
-    def _arrays(self) -> list[Floats]:
-        gates = [gate for block in self.blocks for gate in (block.query, block.kv, block.proj, block.mlp)]
-        watches = [part for block in self.blocks for part in (block.watch.seen, block.watch.drift, block.watch.slope)]
-        places = [part for part in (self.importance, self.allowed, self.limits) if part is not None]
-        return [*(part for gate in gates for part in (gate.reference, gate.output)), *watches, *places, self.ages]
+    def fill(self) -> None:
+        """Everything was computed now, to where `begin` said."""
+        if self._memory is None:
+            raise AssertionError("a dense pass ends that did not begin")
+        self.warm = True
+        self.ages = np.ones((len(self.blocks), len(GATES), self._memory.rows), np.float32)
 
 
 def memory_bytes(config: VitConfig) -> int:
@@ -78,8 +73,4 @@ def memory_bytes(config: VitConfig) -> int:
 
     That block computes its class token alone: 3 N D for keys and values, and 4 rows.
     """
-    rows, dim = config.prefix + config.grid_hw[0] * config.grid_hw[1], config.embed_dim
-    numbers = config.depth * rows * (9 * dim + 19)
-    if config.pool == "cls":
-        numbers -= 6 * rows * dim - 4 * dim
-    return np.dtype(np.float32).itemsize * numbers
+    return np.dtype(np.float32).itemsize * (numbers_of(config) + 19 * config.depth * rows_of(config))

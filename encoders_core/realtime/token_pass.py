@@ -19,9 +19,10 @@ from encoders_core.models.vit import VisionTransformer
 from encoders_core.realtime import token_kernels as kernels
 from encoders_core.realtime.attention_kernel import attend
 from encoders_core.realtime.row_product import Room, RowLayer, Shelf, linear_rows, mlp_rows
-from encoders_core.realtime.token_cache import BlockMemory, TokenCache
+from encoders_core.realtime.token_cache import TokenCache
 from encoders_core.realtime.token_lane import Counts, Lane
-from encoders_core.realtime.token_plain import AttentionWatch, Floats, GateMemory, Indices, Norm
+from encoders_core.realtime.token_memory import PRODUCTS, BlockMemory, Product
+from encoders_core.realtime.token_plain import Floats, Indices, Norm
 
 _FIRST: Final = np.zeros(1, np.int64)
 
@@ -56,13 +57,11 @@ class TokenPasses:
 
         The cache is filled anew.
         """
-        cache.reset()
-        x, memories = torch.from_numpy(tokens)[None], list[BlockMemory]()
-        for block in self._blocks:
-            x, memory = block.dense(x)
-            memories.append(memory)
+        x, memories = torch.from_numpy(tokens)[None], cache.begin(self.network.config, len(tokens))
+        for block, memory in zip(self._blocks, memories, strict=True):
+            x = block.dense(x, memory)
             yield
-        cache.fill(memories)
+        cache.fill()
         features: Floats = self.network.forward_head(self.network.norm(x))[0].numpy()
         return features
 
@@ -91,7 +90,8 @@ class _Batch:
     """Rows of several lanes in one matrix, one of the two there is room for: those of each lane, and where the next begin."""
 
     room: Room
-    place: int = 0
+    block: int
+    product: Product
     lanes: list[Lane] = field(default_factory=list)
     rows: list[Indices] = field(default_factory=list)
     used: int = 0
@@ -99,7 +99,12 @@ class _Batch:
     @property
     def left(self) -> Floats:
         """Room for more rows."""
-        return self.room.rows[self.place, self.used :]
+        return self._rows[self.used :]
+
+    @property
+    def _rows(self) -> Floats:
+        rows: Floats = self.room.rows[int(self.product == "query")]
+        return rows
 
     def add(self, lane: Lane, rows: Indices) -> None:
         """`rows` of `lane` have been laid into `left`."""
@@ -114,7 +119,9 @@ class _Batch:
 
     def through(self, layer: RowLayer) -> Iterator[tuple[Lane, Indices, Floats]]:
         """One matrix product; what came of each lane's rows."""
-        computed, start = layer(self.room.rows[self.place], self.used, self.room), 0
+        asks = [lane.cache.blocks[self.block].asks[self.product] for lane in self.lanes]
+        ask = asks[0] if len(asks) == 1 else np.concatenate(asks)
+        computed, start = layer(self._rows, self.used, self.room, ask), 0
         for lane, rows in zip(self.lanes, self.rows, strict=True):
             yield lane, rows, computed[start : start + len(rows)]
             start += len(rows)
@@ -142,24 +149,31 @@ class _GatedBlock:
         """(N, D) -> (N,)."""
         return kernels.measure(tokens, self._norm1, memory.kv.reference, np.empty_like(tokens))
 
-    def dense(self, x: Tensor) -> tuple[Tensor, BlockMemory]:
-        """(1, N, D) -> (1, N, D), or (1, 1, D) of the class token; and all that was computed."""
-        block, attn, rows = self._block, self._block.attn, x.shape[1]
+    def dense(self, x: Tensor, memory: BlockMemory) -> Tensor:
+        """(1, N, D) -> (1, N, D), or (1, 1, D) of the class token; all that was computed is left in `memory`."""
+        block, attn = self._block, self._block.attn
         normed = block.norm1(x)
         if self._class_only:
             q, k, v = attn.heads(normed[:, :1], normed)
-            query, x = GateMemory(*np.empty((2, 0, self._dim), np.float32)), x[:, :1]
+            x = x[:, :1]
         else:
             q, k, v = attn.heads(normed)
-            query = _memory(normed.clone(), _rows(q))
+            _keep(memory.query.reference, normed)
+            _keep(memory.query.output, _rows(q))
         looked = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         projected = block.ls1(attn.proj(looked))
         x = x + projected
         middle = block.norm2(x)
         fed = block.ls2(block.mlp(middle))
-        kv = torch.cat((_rows(k), _rows(v)), dim=-1)
-        gates = (query, _memory(normed, kv), _memory(looked, projected), _memory(middle, fed))
-        return x + fed, BlockMemory(*gates, AttentionWatch.of(rows))
+        _keep(memory.kv.reference, normed)
+        _keep(memory.kv.output[:, : self._dim], _rows(k))
+        _keep(memory.kv.output[:, self._dim :], _rows(v))
+        _keep(memory.proj.reference, looked)
+        _keep(memory.proj.output, projected)
+        _keep(memory.mlp.reference, middle)
+        _keep(memory.mlp.output, fed)
+        out: Tensor = x + fed
+        return out
 
     def gated(self, index: int, lanes: Sequence[Lane], room: Room) -> None:
         """Take the lanes' tokens through this block, in place."""
@@ -174,7 +188,7 @@ class _GatedBlock:
 
     def _open_attention(self, index: int, lanes: Sequence[Lane], room: Room) -> tuple[_Batch, _Batch]:
         """Queries, keys and values that have to be computed, computed."""
-        kv, query = _Batch(room), _Batch(room, 1)
+        kv, query = _Batch(room, index, "kv"), _Batch(room, index, "query")
         for lane in lanes:
             opened, asked = lane.open_attention(index, self._norm1, kv.left, query.left)
             kv.add(lane, opened)
@@ -187,7 +201,7 @@ class _GatedBlock:
 
     def _attend(self, index: int, lanes: Sequence[Lane], room: Room, query: _Batch) -> tuple[_Batch, list[Indices]]:
         """What attention and the projection of it add to the tokens; which rows of attention were looked at."""
-        proj, looked = _Batch(room), []
+        proj, looked = _Batch(room, index, "proj"), []
         for lane, asked in zip(lanes, query.rows, strict=True):
             rows, memory = lane.look_at(index, asked), lane.cache.blocks[index]
             seen = attend(memory.query.output, rows, memory.kv.output, self._heads)
@@ -199,7 +213,7 @@ class _GatedBlock:
 
     def _feed(self, index: int, lanes: Sequence[Lane], room: Room) -> _Batch:
         """What the feed-forward adds to the tokens."""
-        mlp = _Batch(room)
+        mlp = _Batch(room, index, "mlp")
         for lane in lanes:
             mlp.add(lane, lane.open_gate(index, "mlp", self._norm2, mlp.left))
         for lane, rows, computed in mlp.through(self._mlp):
@@ -207,7 +221,7 @@ class _GatedBlock:
         return mlp
 
     def _gated_class(self, index: int, lanes: Sequence[Lane], room: Room) -> None:
-        kv, query, proj, mlp = _Batch(room), _Batch(room), _Batch(room), _Batch(room)
+        kv, query, proj, mlp = (_Batch(room, index, product) for product in PRODUCTS)
         for lane in lanes:
             kv.add(lane, lane.open_gate(index, "kv", self._norm1, kv.left))
         for lane, rows, computed in kv.through(self._kv):
@@ -234,9 +248,10 @@ def _norm(norm: nn.LayerNorm) -> Norm:
 
 
 def _rows(heads: Tensor) -> Tensor:
-    """(1, heads, N, D / heads) -> (1, N, D), memory of its own."""
-    return heads.transpose(1, 2).flatten(2).contiguous()
+    """(1, heads, N, D / heads) -> (1, N, heads, D / heads)."""
+    return heads.transpose(1, 2)
 
 
-def _memory(reference: Tensor, output: Tensor) -> GateMemory:
-    return GateMemory(reference[0].numpy(), output[0].numpy())
+def _keep(memory: Floats, computed: Tensor) -> None:
+    """(1, N, ...) -> (N, D) memory."""
+    torch.from_numpy(memory).view(computed.shape[1:]).copy_(computed[0])

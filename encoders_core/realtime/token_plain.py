@@ -44,6 +44,10 @@ class AttentionWatch(NamedTuple):
         seen, drift = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
         return cls(np.zeros(1), seen, drift, np.full(rows, np.inf, np.float32))
 
+    def take(self, other: "AttentionWatch") -> None:
+        """Know what `other` knows, in place."""
+        self.moved[:], self.seen[:], self.drift[:], self.slope[:] = other
+
 
 class Norm(NamedTuple):
     """A layer norm as the gates compute it: together with how far each row is from its reference."""

@@ -13,7 +13,7 @@ from torch import nn
 from encoders_core.models.layers import LayerScale, Mlp, SwiGLU
 from encoders_core.models.packed_linear import PackedLinear
 from encoders_core.realtime import row_product
-from encoders_core.realtime.row_product import FEWEST, Room, RowLayer, Shelf, linear_rows, mlp_rows
+from encoders_core.realtime.row_product import FEWEST, NOTHING, Room, RowLayer, Shelf, linear_rows, mlp_rows
 from encoders_core.realtime.token_kernels import COMPILED
 
 needs_numba = pytest.mark.skipif(not COMPILED, reason="numba is not installed: products are PyTorch's")
@@ -37,7 +37,7 @@ def exact(layer: nn.Module, rows: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def through(layer: RowLayer, rows: NDArray[np.float32], count: int, outputs: int, hidden: int = 0) -> Any:
-    return layer(rows, count, Room.of(count, outputs, hidden)).copy()
+    return layer(rows, count, Room.of(count, outputs, hidden), NOTHING).copy()
 
 
 @needs_numba
@@ -152,6 +152,19 @@ def test_a_packed_layer_in_float32_keeps_its_activation() -> None:
     got = through(mlp_rows(mlp, Shelf(mlp), nn.Identity()), rows, 30, 64, 128)
 
     np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+@needs_numba
+@pytest.mark.parametrize("count", [1, 13, 90])
+@pytest.mark.parametrize("asked", [0, 1, 2, 40])
+def test_what_memory_is_asked_for_changes_nothing_wherever_it_lies(count: int, asked: int) -> None:
+    layer, rows, own = linear(64, 96), rows_of(count, 64), np.zeros(70_000, np.float32)
+    asks = np.array([[own.ctypes.data, own.nbytes], [0, 10], [2**62, 10**9], [8, 0]] * 10, np.int64)[:asked]
+    room = Room.of(count, 96, 0)
+
+    got = linear_rows(layer, Shelf(layer))(rows, count, room, asks if asked else NOTHING)
+
+    np.testing.assert_allclose(got, exact(layer, rows[:count]), atol=2e-6)
 
 
 @needs_numba

@@ -17,8 +17,9 @@ from encoders_core.realtime import token_kernels as kernels
 from encoders_core.realtime import token_pass
 from encoders_core.realtime import token_plain as plain
 from encoders_core.realtime.attention_kernel import plain_attend
-from encoders_core.realtime.token_cache import GATES, BlockMemory, Gate, TokenCache, memory_bytes
+from encoders_core.realtime.token_cache import GATES, Gate, TokenCache, memory_bytes
 from encoders_core.realtime.token_lane import Counts, Lane
+from encoders_core.realtime.token_memory import BlockMemory
 from encoders_core.realtime.token_pass import TokenPasses
 from encoders_core.realtime.token_plain import Rules
 from tests.encoders_core.realtime.tiny_vits import (
@@ -331,15 +332,6 @@ def test_memory_is_what_the_formula_says_and_stays(family: str) -> None:
         assert cache.nbytes == memory_bytes(passes.network.config)
         gated(passes, cache, frame)
     assert cache.nbytes == memory_bytes(passes.network.config)
-
-
-def test_memory_arrays_are_no_views_of_larger_ones() -> None:
-    cache = dense(made("timm, class token", packed=False), scene(0))
-    for part in cache._arrays():
-        base = part
-        while isinstance(base.base, np.ndarray):
-            base = base.base
-        assert base.nbytes == part.nbytes
 
 
 def test_a_network_with_norms_behind_its_layers_is_refused() -> None:

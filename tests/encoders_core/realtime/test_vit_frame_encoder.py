@@ -4,6 +4,7 @@ import copy
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from encoders_core.realtime import token_limits
 from encoders_core.realtime import vit_frame_encoder as module
 from encoders_core.realtime.change import Change
 from encoders_core.realtime.frame_encoder import ScalableFrameEncoder, dense_steps, load_frame_encoder
-from encoders_core.realtime.token_cache import memory_bytes
+from encoders_core.realtime.token_cache import TokenCache, memory_bytes
 from encoders_core.realtime.token_gate import RowEncoder
 from encoders_core.realtime.vit_frame_encoder import VitFrameEncoder
 from encoders_core.vision_encoder import VisionEncoder
@@ -261,14 +262,19 @@ def test_fallback_to_dense_passes_lasts_longer_each_time_and_ends() -> None:
     assert (state.failures, state.dense_for) == (0, 0)
 
 
+def arrays(cache: TokenCache) -> list[Any]:
+    gates = [gate for block in cache.blocks for gate in (block.query, block.kv, block.proj, block.mlp, block.watch)]
+    return [*(part for gate in gates for part in gate), cache.ages, cache.limits, cache.allowed, cache.importance]
+
+
 def test_looking_and_planning_leave_the_camera_as_it_is() -> None:
     encoder = tiny_encoder()
     state, frame = warmed(encoder, scene(0)), redrawn(scene(0), [8])
-    before = [part.copy() for part in state.cache._arrays()]
+    before = copy.deepcopy(state.cache)
     rows, plan = encoder.look(state, frame), encoder.plan(state, frame)
     assert rows.changed == 1
     assert 1 <= plan.rows < plan.rows_total == 37
-    assert all(np.array_equal(*pair) for pair in zip(before, state.cache._arrays(), strict=True))
+    assert all(np.array_equal(*pair) for pair in zip(arrays(before), arrays(state.cache), strict=True))
     assert encoder.look(encoder.new_state(), frame).load == float("inf")
 
 
@@ -289,9 +295,9 @@ def test_smaller_pictures_are_encoded_whole_and_leave_no_trace() -> None:
         small = scene(1, size)
         plan = encoder.plan(state, small)
         assert plan.rows == plan.rows_total
-        before = [part.copy() for part in state.cache._arrays()]
+        before = copy.deepcopy(state.cache)
         assert np.array_equal(drain(encoder.encode([plan]))[0], plain(encoder, small))
-        assert all(np.array_equal(*pair) for pair in zip(before, state.cache._arrays(), strict=True))
+        assert all(np.array_equal(*pair) for pair in zip(arrays(before), arrays(state.cache), strict=True))
     with pytest.raises(InputError, match=r"S one of \(48, 32, 24\), got \(40, 40, 3\)"):
         encoder.plan(state, scene(0, 40))
 
