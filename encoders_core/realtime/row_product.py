@@ -163,7 +163,7 @@ def _multiply(rows: Floats, count: int, layer: Panels, into: Floats, ask: Asks) 
 
     Memory is asked for what `ask`, (L, 2) addresses and bytes, says will be wanted next.
     """
-    panels, depth = layer.weight.shape[0], layer.weight.shape[1]
+    panels, depth = layer.weight.shape[0] if count else 0, layer.weight.shape[1]
     tiles, places = max(1, (count + LARGE - 1) // LARGE), ask.shape[0]
     pace = WIDE // tiles
     for number in range(panels):
