@@ -14,16 +14,12 @@ from encoders_core.realtime.token_plain import Floats, Indices
 if COMPILED:
     from encoders_core.realtime.function_code import softmax
     from encoders_core.realtime.product_code import (
-        LARGE,
-        MIDDLE,
-        SMALL,
+        MOST_ROWS,
         WIDE,
         score_narrow,
         score_wide,
-        weigh_large,
-        weigh_middle,
         weigh_narrow,
-        weigh_small,
+        weigh_wide,
     )
     from encoders_core.realtime.vector_code import LANES
 
@@ -35,7 +31,7 @@ def attend(queries: Floats, rows: Indices, kv: Floats, heads: int) -> Floats:
 
     The compiled loop equals PyTorch's attention but for rounding (1e-6 of the largest value).
     """
-    if COMPILED and len(kv) >= LARGE and queries.shape[1] // heads % LANES == 0:
+    if COMPILED and queries.shape[1] // heads % LANES == 0:
         looked: Floats = _compiled_attend(queries, rows, kv, heads)
         return looked
     return plain_attend(queries, rows, kv, heads)
@@ -88,34 +84,26 @@ def _ask(queries: Floats, rows: Indices, asked: Floats) -> None:
 def _score(keys: Floats, asked: Floats, used: int, scores: Floats) -> None:
     """(N, width) times (width, WIDE), of which `used` matter -> (N, WIDE)."""
     count = keys.shape[0]
-    for first in range(0, count, LARGE):
-        place = min(first, count - LARGE)
+    for first in range(0, count, MOST_ROWS):
+        size = min(MOST_ROWS, count - first)
         if used > LANES:
-            score_wide(keys, place, asked, 0, scores, place, 0)
+            score_wide(keys, first, size, asked, 0, scores, first, 0)
         else:
-            score_narrow(keys, place, asked, 0, scores, place, 0)
+            score_narrow(keys, first, size, asked, 0, scores, first, 0)
 
 
 def _weigh(weights: Floats, values: Floats, used: int, sums: Floats) -> None:
     """(WIDE, N), of which `used` matter, times (N, width) -> the same rows of (WIDE, width) sums."""
-    done, width = 0, values.shape[1]
-    while done < used:
-        left = used - done
+    width, tiles, done = values.shape[1], (used + MOST_ROWS - 1) // MOST_ROWS, 0
+    for tile in range(tiles):
+        size = -((done - used) // (tiles - tile))
         if width % WIDE:
-            row, size = min(done, WIDE - LARGE), LARGE
             for column in range(0, width, LANES):
-                weigh_narrow(weights, row, values, column, sums, row, column)
+                weigh_narrow(weights, done, size, values, column, sums, done, column)
         else:
-            size = SMALL if left <= SMALL else MIDDLE if left <= MIDDLE else LARGE
-            row = max(0, min(done, used - size))
             for column in range(0, width, WIDE):
-                if size == SMALL:
-                    weigh_small(weights, row, values, column, sums, row, column)
-                elif size == MIDDLE:
-                    weigh_middle(weights, row, values, column, sums, row, column)
-                else:
-                    weigh_large(weights, row, values, column, sums, row, column)
-        done = row + size
+                weigh_wide(weights, done, size, values, column, sums, done, column)
+        done += size
 
 
 if COMPILED:

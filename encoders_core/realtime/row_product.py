@@ -20,10 +20,8 @@ from encoders_core.realtime.token_plain import Floats
 
 if COMPILED:
     from encoders_core.realtime.function_code import gelu, gelu_tanh, quick_gelu, relu
-    from encoders_core.realtime.product_code import LARGE, MIDDLE, SMALL, WIDE, layer_large, layer_middle, layer_small
+    from encoders_core.realtime.product_code import MOST_ROWS, WIDE, layer_product
 
-FEWEST: Final = 12
-"""Rows that there has to be room for, however few are wanted."""
 _ALIGNED: Final = 16  # numbers in a line of memory
 _ROWS: Final = 32
 """Rows that packed weights are laid out for: the layout for 197 costs a tenth more with few, this one nothing with many."""
@@ -49,7 +47,6 @@ class Room(NamedTuple):
     @classmethod
     def of(cls, rows: int, dim: int, hidden: int) -> "Room":
         """Room for so many rows."""
-        rows = max(rows, FEWEST)
         return cls(*(np.zeros(shape, np.float32) for shape in ((2, rows, dim), (rows, hidden), (rows, 2 * dim))))
 
 
@@ -159,30 +156,34 @@ def _activation(mlp: Mlp) -> str | None:
 
 
 def _multiply(rows: Floats, count: int, layer: Panels, into: Floats, ask: Asks) -> None:
-    """(M, K) rows, of which `count` matter -> the same rows of (M, N) `into`. Both have at least `FEWEST`.
+    """(M, K) rows, of which `count` matter -> the same rows of (M, N) `into`.
 
     Memory is asked for what `ask`, (L, 2) addresses and bytes, says will be wanted next.
     """
-    panels, depth = layer.weight.shape[0] if count else 0, layer.weight.shape[1]
-    tiles, places = max(1, (count + LARGE - 1) // LARGE), ask.shape[0]
-    pace = WIDE // tiles
-    for number in range(panels):
-        panel, column, done = layer.weight[number], number * WIDE, 0
+    panels, depth = layer.weight.shape[0], layer.weight.shape[1]
+    tiles, places = (count + MOST_ROWS - 1) // MOST_ROWS, ask.shape[0]
+    for number in range(panels if count else 0):
         place = number * places // panels
         later = ask[place, 0] + ask[place, 1] * (number * places % panels) // panels
         part = ask[place, 1] * places // panels // tiles
+        column, done, ahead = number * WIDE, 0, depth * WIDE
         for tile in range(tiles):
-            left, ahead = -((done - count) // (tiles - tile)), depth * (WIDE + tile * pace)
-            size = SMALL if left <= SMALL else MIDDLE if left <= MIDDLE else LARGE
-            row = max(0, min(done, count - size))
-            if size == SMALL:
-                layer_small(rows, row, panel, layer.bias, into, column, ahead, pace, later, part // depth + 1)
-            elif size == MIDDLE:
-                layer_middle(rows, row, panel, layer.bias, into, column, ahead, pace, later, part // depth + 1)
-            else:
-                layer_large(rows, row, panel, layer.bias, into, column, ahead, pace, later, part // depth + 1)
-            _activate(into, row, row + size, column, layer.activation)
-            done, later = row + size, later + part
+            size = -((done - count) // (tiles - tile))
+            layer_product(
+                rows,
+                done,
+                size,
+                layer.weight[number],
+                layer.bias,
+                into,
+                column,
+                ahead,
+                WIDE // tiles,
+                later,
+                part // depth + 1,
+            )
+            _activate(into, done, done + size, column, layer.activation)
+            done, ahead, later = done + size, ahead + depth * (WIDE // tiles), later + part
 
 
 def _activate(into: Floats, first: int, last: int, column: int, activation: int) -> None:

@@ -13,14 +13,14 @@ from torch import nn
 from encoders_core.models.layers import LayerScale, Mlp, SwiGLU
 from encoders_core.models.packed_linear import PackedLinear
 from encoders_core.realtime import row_product
-from encoders_core.realtime.row_product import FEWEST, NOTHING, Room, RowLayer, Shelf, linear_rows, mlp_rows
+from encoders_core.realtime.row_product import NOTHING, Room, RowLayer, Shelf, linear_rows, mlp_rows
 from encoders_core.realtime.token_kernels import COMPILED
 
 needs_numba = pytest.mark.skipif(not COMPILED, reason="numba is not installed: products are PyTorch's")
 
 
 def rows_of(count: int, width: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal((max(count, FEWEST), width)).astype(np.float32)
+    return np.random.default_rng(seed).standard_normal((count, width)).astype(np.float32)
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True, seed: int = 0) -> nn.Linear:
@@ -67,7 +67,7 @@ def test_a_row_is_the_same_to_the_bit_whatever_is_beside_it() -> None:
     together = through(product, rows, 100, 384)
 
     for first, count in ((0, 1), (3, 1), (0, 7), (20, 13), (64, 36)):
-        alone = np.vstack((rows[first : first + count], np.full((FEWEST, 384), np.nan, np.float32)))
+        alone = np.vstack((rows[first : first + count], np.full((12, 384), np.nan, np.float32)))
         np.testing.assert_array_equal(through(product, alone, count, 384), together[first : first + count])
 
 
