@@ -14,7 +14,6 @@ from encoders_core.draining import drain
 from encoders_core.fidelity.policy import KV, MLP, PROJECTION, Frame, Step
 from encoders_core.fidelity.reference_policies import PatchWatch, Site, random_share
 from encoders_core.fidelity.subject import DenseVitEncoder
-from encoders_core.preprocessing import normalise
 from encoders_core.realtime.token_cache import GATES, Gate, TokenCache
 from encoders_core.realtime.token_lane import Lane
 from encoders_core.realtime.token_pass import TokenPasses
@@ -38,8 +37,8 @@ class _EnginePolicy:
 
     def step(self, frame: Frame, at_ns: int) -> Step:  # noqa: ARG002  it compares frames, not times
         """One frame through the engine."""
-        image = normalise(torch.from_numpy(frame)[None], self._vit.descriptor.input)
-        tokens, cost, cache = self._passes.embed(image), self._vit.cost, self._cache
+        tokens = self._passes.embed(frame, self._vit.descriptor.input)
+        cost, cache = self._vit.cost, self._cache
         if not cache.warm:
             features = drain(self._passes.dense(cache, tokens))
             self._begin(frame)

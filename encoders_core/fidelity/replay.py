@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from encoders_core.draining import drain
 from encoders_core.errors import OptionError
@@ -17,7 +16,6 @@ from encoders_core.fidelity.frame_policies import Plain, held
 from encoders_core.fidelity.policy import ATTENTION, Frame, Policy, Rows, Step
 from encoders_core.fidelity.run import Clip, Trace, run_clip, warm_times_ns
 from encoders_core.fidelity.subject import DenseVitEncoder, Subject
-from encoders_core.preprocessing import normalise
 from encoders_core.realtime.token_cache import GATES, TokenCache
 from encoders_core.realtime.token_lane import Counts, Lane
 from encoders_core.realtime.token_pass import TokenPasses
@@ -92,7 +90,7 @@ class Replay:
 
     def _lane(self, camera: int, frame: Frame) -> Lane | None:
         """What a camera computes of its next frame; None if it holds."""
-        tokens = self._passes.embed(normalise(torch.from_numpy(frame)[None], self._vit.descriptor.input))
+        tokens = self._passes.embed(frame, self._vit.descriptor.input)
         cache = self._caches[camera]
         if not cache.warm:
             drain(self._passes.dense(cache, tokens))

@@ -50,11 +50,21 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, D); H and W are multiples of the patch size."""
+        return self.project(self.unfold(x))
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, C p p): the pixels of each patch side by side."""
         batch, chans, height, width = x.shape
         side = self.proj.kernel_size[0]
-        # The same product as the convolution, which takes up to three times as long for one picture that is channels-last.
         parts = x.reshape(batch, chans, height // side, side, width // side, side).permute(0, 2, 4, 1, 3, 5)
-        return linear(parts.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias)
+        return parts.flatten(3).flatten(1, 2)
+
+    def project(self, patches: Tensor) -> Tensor:
+        """(B, N, C p p) -> (B, N, D).
+
+        The same product as the convolution, which takes up to three times as long for one picture that is channels-last.
+        """
+        return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class PatchDropout(nn.Module):

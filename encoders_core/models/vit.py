@@ -189,9 +189,17 @@ class VisionTransformer(nn.Module):
         Raises InputError when the channels or the size do not fit the patches.
         """
         grid_hw = self._check_input(x)
-        patches, config = self.patch_embed(x), self.config
+        return self._placed(self.patch_embed(x), grid_hw)
+
+    def embed_patches(self, patches: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+        """(B, N, C p p) of `PatchEmbed.unfold`, rows by columns of patches -> (B, prefix + N, embed_dim), as `embed`."""
+        return self._placed(self.patch_embed.project(patches), grid_hw)
+
+    def _placed(self, patches: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+        """(B, N, embed_dim) -> with positions, behind class and register tokens, through the first norm."""
+        config = self.config
         prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
-        tokens = [token.expand(x.shape[0], -1, -1) for token in prefix]
+        tokens = [token.expand(patches.shape[0], -1, -1) for token in prefix]
         if self.pos_embed is None:
             patches = torch.cat((*tokens, patches), dim=1)
         elif config.no_embed_class:

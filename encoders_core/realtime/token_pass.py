@@ -11,13 +11,16 @@ from typing import Final
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  the field's own name for it
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from encoders_core.errors import OptionError
 from encoders_core.models.layers import Block
 from encoders_core.models.vit import VisionTransformer
+from encoders_core.preprocessing import InputSpec
 from encoders_core.realtime import token_kernels as kernels
 from encoders_core.realtime.attention_kernel import attend
+from encoders_core.realtime.patch_rows import patch_rows
 from encoders_core.realtime.row_product import Room, RowLayer, Shelf, linear_rows, mlp_rows
 from encoders_core.realtime.token_cache import TokenCache
 from encoders_core.realtime.token_lane import Counts, Lane
@@ -42,9 +45,15 @@ class TokenPasses:
         self._room = self._blocks[0].room(0)
 
     @torch.inference_mode()
-    def embed(self, image: Tensor) -> Floats:
-        """(1, C, H, W) normalised -> (N, D) float32, the input of the blocks."""
-        tokens: Floats = self.network.embed(image)[0].contiguous().numpy()
+    def embed(self, frame: NDArray[np.uint8], spec: InputSpec) -> Floats:
+        """(H, W, 3) uint8 as `spec` wants it but for its size -> (N, D) float32, the input of the blocks.
+
+        What the network makes of the normalised frame, to the bit.
+        """
+        side = self.network.config.patch_size
+        patches = torch.from_numpy(patch_rows(frame, spec, side))[None]
+        embedded = self.network.embed_patches(patches, (frame.shape[0] // side, frame.shape[1] // side))
+        tokens: Floats = embedded[0].contiguous().numpy()
         return tokens
 
     def first_change(self, cache: TokenCache, tokens: Floats) -> Floats:

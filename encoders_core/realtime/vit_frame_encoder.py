@@ -193,7 +193,7 @@ class VitFrameEncoder:
         state: VitState = plan.state
         if plan.frame.shape[0] != self.sizes_px[0]:  # a smaller picture has other rows: nothing of it is remembered
             state.owes = True
-            return (yield from self.passes.dense(TokenCache(), self.passes.embed(self._normalised(plan.frame))))
+            return (yield from self.passes.dense(TokenCache(), self._embedded(plan.frame)))
         state.owes = False
         tokens, first = self._seen(state, plan.frame).tokens, not state.cache.warm
         state.seen, state.counts, state.dense_for = None, [], max(0, state.dense_for - 1)
@@ -204,7 +204,9 @@ class VitFrameEncoder:
 
     def _study(self, state: VitState, frame: NDArray[np.uint8]) -> Generator[None, None, None]:
         """Measure the importance of rows on this frame; what was known counts for half."""
-        steps = importance_steps(self.passes.network, self._normalised(frame), seed=state.passes)
+        steps = importance_steps(
+            self.passes.network, normalise(torch.from_numpy(frame)[None], self.descriptor.input), seed=state.passes
+        )
         found = (yield from steps).numpy()
         known = state.cache.importance
         state.cache.importance = found if known is None else np.sqrt((found**2 + known**2) / 2)
@@ -256,15 +258,12 @@ class VitFrameEncoder:
 
     def _seen(self, state: VitState, frame: NDArray[np.uint8]) -> _Seen:
         if state.seen is None or not identical(frame, state.seen.frame):
-            state.seen = _Seen(frame.copy(), self.passes.embed(self._normalised(frame)))
+            state.seen = _Seen(frame.copy(), self._embedded(frame))
         return state.seen
 
-    def _normalised(self, frame: NDArray[np.uint8]) -> torch.Tensor:
+    def _embedded(self, frame: NDArray[np.uint8]) -> Floats:
         self._check(frame)
-        spec = self.descriptor.input
-        if frame.shape[0] != spec.size_hw[0]:
-            spec = InputSpec((frame.shape[0], frame.shape[1]), spec.fit, spec.scaler, spec.mean, spec.std)
-        return normalise(torch.from_numpy(frame)[None], spec)
+        return self.passes.embed(frame, self.descriptor.input)
 
     def _check(self, frame: NDArray[np.uint8]) -> None:
         if frame.shape not in [(size, size, 3) for size in self.sizes_px]:

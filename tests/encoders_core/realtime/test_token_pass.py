@@ -50,7 +50,7 @@ def network_of(passes: TokenPasses, frame: Frame) -> Floats:
 def dense(passes: TokenPasses, frame: Frame, limit: float = ROUNDING) -> TokenCache:
     """A warm camera whose gates let every change above `limit` through."""
     cache, config = TokenCache(), passes.network.config
-    drain(passes.dense(cache, passes.embed(image(frame))))
+    drain(passes.dense(cache, passes.embed(frame, SPEC)))
     cache.limits = np.full((config.depth, 4, len(cache.blocks[0].kv.reference)), limit, np.float32)
     cache.importance, cache.allowed = np.ones_like(cache.limits), np.ones_like(cache.limits)
     if config.pool == "cls":
@@ -87,7 +87,7 @@ class Witness(Lane):
 
 
 def gated(passes: TokenPasses, cache: TokenCache, frame: Frame, **settings: Any) -> tuple[Floats, Witness]:
-    lane = Witness(cache, passes.embed(image(frame)), **settings)
+    lane = Witness(cache, passes.embed(frame, SPEC), **settings)
     return drain(passes.gated([lane]))[0], lane
 
 
@@ -112,7 +112,7 @@ def attention(network: VisionTransformer, memory: BlockMemory) -> Floats:
 def test_dense_pass_is_the_network_to_the_bit(family: str, packed: bool) -> None:
     passes = made(family, packed=packed)
     for frame in walk(2):
-        got = drain(passes.dense(TokenCache(), passes.embed(image(frame))))
+        got = drain(passes.dense(TokenCache(), passes.embed(frame, SPEC)))
         assert np.array_equal(got, network_of(passes, frame))
 
 
@@ -133,7 +133,7 @@ def test_exact_gated_passes_equal_the_network_where_some_patches_change(family: 
 def test_exact_gated_passes_equal_the_network_on_random_rows_of_any_size() -> None:
     passes = made("timm, class token", packed=False)
     cache, random = dense(passes, scene(0)), np.random.default_rng(0)
-    tokens = passes.embed(image(scene(0)))
+    tokens = passes.embed(scene(0), SPEC)
     for size in (1e-3, 1.0, 30.0, 1e-2):
         rows = random.choice(len(tokens), 9, replace=False)
         tokens[rows] += random.standard_normal((9, tokens.shape[1])).astype(np.float32) * np.float32(size)
@@ -208,7 +208,7 @@ def test_rows_not_selected_stay_within_their_limit() -> None:
 
 def test_change_below_the_limit_adds_up_until_it_is_let_through() -> None:
     passes, limit = made("timm, mean", packed=False), 1.0
-    cache, start = dense(passes, scene(0), limit), passes.embed(image(scene(0)))
+    cache, start = dense(passes, scene(0), limit), passes.embed(scene(0), SPEC)
     direction = np.random.default_rng(0).standard_normal(start.shape[1]).astype(np.float32)
     let_through = []
     for step in range(1, 30):
@@ -318,7 +318,7 @@ def test_cameras_together_equal_each_alone(packed: bool) -> None:
     clips = [walk(8, seed) for seed in range(3)]
     for step in range(1, 8):
         frames = [clip[step] if camera != 1 or step % 2 else clip[step - 1] for camera, clip in enumerate(clips)]
-        lanes = [Lane(cache, passes.embed(image(frame))) for cache, frame in zip(together, frames, strict=True)]
+        lanes = [Lane(cache, passes.embed(frame, SPEC)) for cache, frame in zip(together, frames, strict=True)]
         got = drain(passes.gated(lanes))
         for row, cache, frame in zip(got, alone, frames, strict=True):
             assert distance(row, gated(passes, cache, frame)[0]) < 1e-6

@@ -163,7 +163,7 @@ def test_a_small_change_is_updated_although_large_ones_fill_the_cap() -> None:
         assert max(count.kv for count in state.counts) <= cap
         if not np.array_equal(state.cache.blocks[0].kv.reference[36], stale):
             break
-    tokens = encoder.passes.embed(encoder._normalised(redrawn(small, list(range(20)), seed=step)))
+    tokens = encoder._embedded(redrawn(small, list(range(20)), seed=step))
     assert encoder.passes.first_change(state.cache, tokens)[36] < 1e-5
 
 
