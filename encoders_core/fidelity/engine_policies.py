@@ -14,10 +14,10 @@ from encoders_core.draining import drain
 from encoders_core.fidelity.policy import KV, MLP, PROJECTION, Frame, Step
 from encoders_core.fidelity.reference_policies import PatchWatch, Site, random_share
 from encoders_core.fidelity.subject import DenseVitEncoder
-from encoders_core.realtime.token_cache import GATES, Gate, TokenCache
-from encoders_core.realtime.token_lane import Lane
-from encoders_core.realtime.token_pass import TokenPasses
-from encoders_core.realtime.token_plain import Floats
+from encoders_core.realtime.tokens.cache import GATES, Gate, TokenCache
+from encoders_core.realtime.tokens.lane import Lane
+from encoders_core.realtime.tokens.passes import TokenPasses
+from encoders_core.realtime.tokens.plain import Floats
 
 _LAYERS: Final[dict[Gate, int]] = {"kv": KV, "proj": PROJECTION, "mlp": MLP}
 _ALWAYS, _NEVER = -1.0, np.inf

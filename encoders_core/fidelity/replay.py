@@ -16,10 +16,10 @@ from encoders_core.fidelity.frame_policies import Plain, held
 from encoders_core.fidelity.policy import ATTENTION, Frame, Policy, Rows, Step
 from encoders_core.fidelity.run import Clip, Trace, run_clip, warm_times_ns
 from encoders_core.fidelity.subject import DenseVitEncoder, Subject
-from encoders_core.realtime.token_cache import GATES, TokenCache
-from encoders_core.realtime.token_lane import Counts, Lane
-from encoders_core.realtime.token_pass import TokenPasses
-from encoders_core.realtime.token_plain import Floats
+from encoders_core.realtime.tokens.cache import GATES, TokenCache
+from encoders_core.realtime.tokens.lane import Counts, Lane
+from encoders_core.realtime.tokens.passes import TokenPasses
+from encoders_core.realtime.tokens.plain import Floats
 
 _NEVER: Final = 1e30
 """A limit that nothing finite passes."""

@@ -1,6 +1,6 @@
 """The walks over pictures and vectors that the frame gate takes, each over memory once.
 
-Written twice, as in `token_kernels`: plain OpenCV and numpy, and loops compiled by numba for the sizes that divide evenly.
+Written twice, as in `tokens/kernels.py`: plain OpenCV and numpy, and loops compiled by numba for the sizes that divide evenly.
 Means of 4 x 4 pixels are the same to the last bit; what follows is so up to the rounding of float32.
 """
 
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders_core.realtime.token_kernels import COMPILED, compiled
+from encoders_core.realtime.compiling import COMPILED, compiled
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]

@@ -21,13 +21,13 @@ from encoders_core.preprocessing import InputSpec, normalise
 from encoders_core.realtime.change import Change, identical
 from encoders_core.realtime.frame_encoder import EncoderDescriptor, Plan, fingerprint
 from encoders_core.realtime.frame_gate import GateCalibration
-from encoders_core.realtime.token_cache import GATES, TokenCache
 from encoders_core.realtime.token_gate import Rows
-from encoders_core.realtime.token_importance import importance_steps
-from encoders_core.realtime.token_lane import Counts, Lane
-from encoders_core.realtime.token_limits import ROW_ERROR, allowed_changes, dense_cost_of, limits_of, row_costs_of
-from encoders_core.realtime.token_pass import TokenPasses
-from encoders_core.realtime.token_plain import Floats
+from encoders_core.realtime.tokens.cache import GATES, TokenCache
+from encoders_core.realtime.tokens.importance import importance_steps
+from encoders_core.realtime.tokens.lane import Counts, Lane
+from encoders_core.realtime.tokens.limits import ROW_ERROR, allowed_changes, dense_cost_of, limits_of, row_costs_of
+from encoders_core.realtime.tokens.passes import TokenPasses
+from encoders_core.realtime.tokens.plain import Floats
 
 _WORTH: Final = 0.75
 """Of a dense pass's work: a gated pass that took more was not worth its overhead. The next passes are dense, twice as many

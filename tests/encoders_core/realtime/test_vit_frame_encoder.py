@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from encoders_core.draining import drain
 from encoders_core.errors import EncoderError, InputError, OptionError, WeightsError
 from encoders_core.preprocessing import InputSpec
-from encoders_core.realtime import token_limits
 from encoders_core.realtime import vit_frame_encoder as module
 from encoders_core.realtime.change import Change
 from encoders_core.realtime.frame_encoder import ScalableFrameEncoder, dense_steps, load_frame_encoder
-from encoders_core.realtime.token_cache import TokenCache, memory_bytes
 from encoders_core.realtime.token_gate import RowEncoder
+from encoders_core.realtime.tokens import limits
+from encoders_core.realtime.tokens.cache import TokenCache, memory_bytes
 from encoders_core.realtime.vit_frame_encoder import VitFrameEncoder
 from encoders_core.vision_encoder import VisionEncoder
 from tests.encoders_core.realtime.tiny_vits import (
@@ -104,11 +104,11 @@ def test_at_scale_0_block_0_computes_the_changed_rows_and_what_is_refreshed() ->
 
 def test_importance_is_drawn_to_the_mean_of_its_gate_and_keeps_its_order() -> None:
     measured = np.array([[1e-6, 0.1, 1.0, 10.0], [2.0, 2.0, 2.0, 2.0]], np.float32)
-    shrunk = token_limits._shrunk(measured)
+    shrunk = limits._shrunk(measured)
     assert (np.diff(shrunk[0]) > 0).all()
-    assert shrunk[0, 3] / shrunk[0, 2] == pytest.approx(10**token_limits._TRUST, rel=1e-5)
+    assert shrunk[0, 3] / shrunk[0, 2] == pytest.approx(10**limits._TRUST, rel=1e-5)
     np.testing.assert_allclose(shrunk[1], measured[1], rtol=1e-6)
-    assert (token_limits._shrunk(np.zeros((1, 3), np.float32)) >= 0).all()  # a gate that matters nothing
+    assert (limits._shrunk(np.zeros((1, 3), np.float32)) >= 0).all()  # a gate that matters nothing
 
 
 @pytest.mark.skipif(not CLIPS, reason="CAMVEC_CLIPS names no folder of clips")

@@ -1,4 +1,4 @@
-"""The small steps of a gated pass in plain numpy: what their compiled twins in `token_kernels` must equal; what both take."""
+"""The small steps of a gated pass in plain numpy: what their compiled twins in `kernels` must equal; what both take."""
 
 from typing import Final, NamedTuple
 

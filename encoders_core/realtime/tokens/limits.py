@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders_core.models.vit import VisionTransformer
-from encoders_core.realtime.token_cache import GATES
-from encoders_core.realtime.token_lane import Counts
-from encoders_core.realtime.token_plain import Floats
+from encoders_core.realtime.tokens.cache import GATES
+from encoders_core.realtime.tokens.lane import Counts
+from encoders_core.realtime.tokens.plain import Floats
 
 ROW_ERROR: Final = 9.5e-5
 """What letting one row of one gate wait may cost, of the features' standard deviation over many scenes, for a camera whose

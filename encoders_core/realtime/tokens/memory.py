@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders_core.models.vit import VitConfig
-from encoders_core.realtime.token_plain import AttentionWatch, Floats, GateMemory
+from encoders_core.realtime.tokens.plain import AttentionWatch, Floats, GateMemory
 
 Product = Literal["kv", "query", "proj", "mlp"]
 PRODUCTS: Final[tuple[Product, ...]] = ("kv", "query", "proj", "mlp")

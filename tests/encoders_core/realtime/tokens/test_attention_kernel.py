@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from encoders_core.realtime import attention_kernel
-from encoders_core.realtime.attention_kernel import attend, plain_attend
-from encoders_core.realtime.token_kernels import COMPILED
+from encoders_core.realtime.compiling import COMPILED
+from encoders_core.realtime.tokens import attention
+from encoders_core.realtime.tokens.attention import attend, plain_attend
 
 needs_numba = pytest.mark.skipif(not COMPILED, reason="numba is not installed: attention is PyTorch's")
 
@@ -56,7 +56,7 @@ def test_any_rows_of_any_shape_equal_the_formula(case: Any) -> None:
 
 @needs_numba
 def test_the_compiled_loop_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_kernel, "plain_attend", None)
+    monkeypatch.setattr(attention, "plain_attend", None)
     queries, kv = drawn(0, 197, 192)
 
     assert attend(queries, np.arange(3), kv, 3).shape == (3, 192)

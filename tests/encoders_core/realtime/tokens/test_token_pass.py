@@ -13,15 +13,15 @@ from encoders_core.errors import OptionError
 from encoders_core.models.vit import VisionTransformer
 from encoders_core.packing import pack_linears
 from encoders_core.preprocessing import normalise
-from encoders_core.realtime import token_kernels as kernels
-from encoders_core.realtime import token_pass
-from encoders_core.realtime import token_plain as plain
-from encoders_core.realtime.attention_kernel import plain_attend
-from encoders_core.realtime.token_cache import GATES, Gate, TokenCache, memory_bytes
-from encoders_core.realtime.token_lane import Counts, Lane
-from encoders_core.realtime.token_memory import BlockMemory
-from encoders_core.realtime.token_pass import TokenPasses
-from encoders_core.realtime.token_plain import Rules
+from encoders_core.realtime.compiling import COMPILED
+from encoders_core.realtime.tokens import kernels, plain, turns
+from encoders_core.realtime.tokens import passes as passes_module
+from encoders_core.realtime.tokens.attention import plain_attend
+from encoders_core.realtime.tokens.cache import GATES, Gate, TokenCache, memory_bytes
+from encoders_core.realtime.tokens.lane import Counts, Lane
+from encoders_core.realtime.tokens.memory import BlockMemory
+from encoders_core.realtime.tokens.passes import TokenPasses
+from encoders_core.realtime.tokens.plain import Rules
 from tests.encoders_core.realtime.tiny_vits import (
     FAMILIES,
     SPEC,
@@ -229,7 +229,7 @@ def rules(limits: Any, cap: int = -1) -> Rules:
 
 def test_a_row_may_have_moved_less_the_longer_it_was_not_computed() -> None:
     moved, gate = np.array([1.0, 0.6, 0.6], np.float32), rules([1.0, 1.0, 1.0])
-    passes = [kernels.take(moved, 0, gate, gate.every)[0].tolist() for _ in range(8)]
+    passes = [turns.take(moved, 0, gate, gate.every)[0].tolist() for _ in range(8)]
     assert passes == [[], [0], [], [0], [], [0], [], [0, 1, 2]]  # 0.6 of its limit until the fourth root of 8
 
 
@@ -258,7 +258,7 @@ def test_row_cap_holds_in_every_gate_and_the_rest_is_made_up_for(row_cap: int) -
     assert distance(got, expected) < 1e-5
 
 
-@pytest.mark.parametrize("take", [kernels.take, kernels._take], ids=["compiled", "plain"])
+@pytest.mark.parametrize("take", [turns.take, turns._take], ids=["compiled", "plain"])
 def test_under_a_cap_the_rows_go_first_that_are_furthest_over_their_limit(take: Any) -> None:
     change, limits = np.array([2, 9, 3, 0.5, 0], np.float32), [1, 1, 1, 0.1, -1]
 
@@ -288,7 +288,7 @@ def test_last_block_of_a_class_token_model_computes_that_token_alone() -> None:
     assert lane.counts[0] == (37, 37, 37, 37, 37)
 
 
-@pytest.mark.skipif(not kernels.COMPILED, reason="numba is not installed: nothing is compiled")
+@pytest.mark.skipif(not COMPILED, reason="numba is not installed: nothing is compiled")
 @pytest.mark.parametrize("row_cap", [None, 9])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_passes_without_compiled_code_equal_those_with_it(
@@ -302,9 +302,10 @@ def test_passes_without_compiled_code_equal_those_with_it(
         return [features for features, _ in steps], [lane.counts for _, lane in steps]
 
     features, counts = played()
-    for name in [name for name in dir(kernels) if hasattr(getattr(kernels, name), "py_func")]:
-        monkeypatch.setattr(kernels, name, getattr(plain, name, None) or getattr(kernels, f"_{name}"))
-    monkeypatch.setattr(token_pass, "attend", plain_attend)
+    for module in (kernels, turns):
+        for name in [name for name in dir(module) if hasattr(getattr(module, name), "py_func")]:
+            monkeypatch.setattr(module, name, getattr(plain, name, None) or getattr(module, f"_{name}"))
+    monkeypatch.setattr(passes_module, "attend", plain_attend)
     expected, expected_counts = played()
 
     assert counts == expected_counts

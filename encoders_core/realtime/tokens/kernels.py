@@ -1,38 +1,22 @@
-"""The small steps of a gated pass between its matrix products, each one pass over memory, and the pass's turns made of them.
+"""The small steps of a gated pass between its matrix products, each one pass over memory.
 
-The small steps are written twice: in plain numpy (`token_plain`), and as loops that numba compiles where it is installed. Eager
-tensor operations cost three to five times as much here: a gate is nine of them, each a walk over (N, D), and a pass has
-four gates a block. The turns are written once, and compiled too: a call from Python costs as much as a small step.
+Written twice: in plain numpy (`plain`), and as loops that numba compiles where it is installed. Eager tensor operations cost
+three to five times as much here: a gate is nine of them, each a walk over (N, D), and a pass has four gates a block.
 """
-
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from encoders_core.realtime import token_plain as plain
-from encoders_core.realtime.token_plain import (
+from encoders_core.realtime.compiling import compiled
+from encoders_core.realtime.tokens import plain
+from encoders_core.realtime.tokens.plain import (
     MOVED,
     SHORTEST,
     SLOPE_RATE,
     AttentionWatch,
     Floats,
-    GateMemory,
     Indices,
     Norm,
-    Rules,
 )
-
-try:
-    import numba
-except ImportError:
-    numba = None  # type: ignore[assignment]
-
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-
-COMPILED: Final = numba is not None and not getattr(numba.config, "DISABLE_JIT", False)
-"""Whether the compiled loops are used: numba is there, and nobody has switched it off to look at them."""
-_QUERY, _KV, _PROJ, _MLP = range(4)  # places of the gates in limits and ages, in the order of `GATES`
 
 
 def _store(output: Floats, indices: Indices, rows: Floats) -> None:
@@ -197,82 +181,6 @@ def _total(change: Floats, chosen: Indices) -> float:
     return total
 
 
-def _take(change: Floats, gate: int, rules: Rules, rows: Indices) -> tuple[Indices, bool]:
-    """(M,) lengths of change of `rows` -> indices into them that `gate` lets through; whether the cap left some behind.
-
-    Those over their limits, under a cap the most urgent of them. All rows grow older by a pass, these are young again.
-    """
-    limit, age = rules.limits[gate], rules.ages[gate]
-    chosen = select(change, limit, age, rows, rules.forced)
-    cut = rules.cap >= 0 and chosen.shape[0] > rules.cap
-    if cut:
-        chosen = most_urgent(change, limit, age, rows, rules.forced, chosen, rules.cap)
-    grow_older(age, rows, chosen)
-    return chosen, cut
-
-
-def _open_gate(  # noqa: PLR0917  as above
-    x: Floats, norm: Norm, memory: GateMemory, gate: int, rules: Rules, normed: Floats, into: Floats
-) -> tuple[Indices, bool]:
-    """A gate behind a norm: the rows it lets through, laid side by side in `into`, and whether the cap left some."""
-    chosen, cut = take(measure(x, norm, memory.reference, normed), gate, rules, rules.every)
-    let_through(normed, chosen, memory.reference, chosen, into[: chosen.shape[0]])
-    return chosen, cut
-
-
-def _open_attention(  # noqa: PLR0917  as above
-    x: Floats,
-    norm: Norm,
-    kv: GateMemory,
-    query: GateMemory,
-    rules: Rules,
-    normed: Floats,
-    kv_into: Floats,
-    query_into: Floats,
-) -> tuple[Indices, Indices, float, bool]:
-    """The gates of keys and values and of queries, which share a norm; how far the inputs moved that the first lets through."""
-    change = measure_both(x, norm, kv.reference, query.reference, normed)
-    opened, cut = take(change[0], _KV, rules, rules.every)
-    asked, fewer = take(change[1], _QUERY, rules, rules.every)
-    let_through(normed, opened, kv.reference, opened, kv_into[: opened.shape[0]])
-    let_through(normed, asked, query.reference, asked, query_into[: asked.shape[0]])
-    return opened, asked, total(change[0], opened), cut or fewer
-
-
-def _rows_to_look_at(watch: AttentionWatch, asked: Indices, rules: Rules) -> Indices:
-    """Rows whose query changed -> all rows of attention to look at: these, and those that may have moved too far."""
-    return due(watch, rules.limits[_PROJ], rules.ages[_PROJ], asked, rules.forced)
-
-
-def _open_projection(  # noqa: PLR0917  as above
-    looked: Floats, rows: Indices, memory: GateMemory, watch: AttentionWatch, rules: Rules, into: Floats
-) -> tuple[Indices, bool]:
-    """The gate of the projection: of `rows`, whose attention is (M, D) `looked`, those let through, and what looking showed."""
-    change = distances(looked, memory.reference, rows)
-    chosen, cut = take(change, _PROJ, rules, rows)
-    learn_slopes(watch, rows, change)
-    indices = settled(watch, rows, chosen)
-    let_through(looked, chosen, memory.reference, indices, into[: chosen.shape[0]])
-    return indices, cut
-
-
-def compiled(loops: FunctionT, plain: FunctionT) -> FunctionT:
-    """`loops` compiled, its machine code kept on disk where that is possible; `plain` without numba.
-
-    Sums may be taken in another order than written, which is what lets the compiler use vector registers. Kept code is known
-    by the file of its function: whoever changes what that calls in *another* file has to delete `__pycache__`.
-    """
-    if not COMPILED:
-        return plain
-    allowed = {"reassoc", "contract", "arcp", "nsz"}
-    try:
-        made: Any = numba.njit(cache=True, fastmath=allowed)(loops)
-    except RuntimeError:  # nowhere to keep it: compiled anew in each process
-        made = numba.njit(fastmath=allowed)(loops)
-    compiled: FunctionT = made
-    return compiled
-
-
 store = compiled(_store, plain.store)
 settle = compiled(_settle, plain.settle)
 measure = compiled(_measure, plain.measure)
@@ -286,10 +194,3 @@ most_urgent = compiled(_most_urgent, plain.most_urgent)
 grow_older = compiled(_grow_older, plain.grow_older)
 settled = compiled(_settled, plain.settled)
 total = compiled(_total, plain.total)
-
-# In the order in which they call each other.
-take = compiled(_take, _take)
-open_gate = compiled(_open_gate, _open_gate)
-open_attention = compiled(_open_attention, _open_attention)
-rows_to_look_at = compiled(_rows_to_look_at, _rows_to_look_at)
-open_projection = compiled(_open_projection, _open_projection)

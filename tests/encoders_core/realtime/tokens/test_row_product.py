@@ -12,9 +12,9 @@ from torch import nn
 
 from encoders_core.models.layers import LayerScale, Mlp, SwiGLU
 from encoders_core.models.packed_linear import PackedLinear
-from encoders_core.realtime import row_product
-from encoders_core.realtime.row_product import NOTHING, Room, RowLayer, Shelf, linear_rows, mlp_rows
-from encoders_core.realtime.token_kernels import COMPILED
+from encoders_core.realtime.compiling import COMPILED
+from encoders_core.realtime.tokens import row_product
+from encoders_core.realtime.tokens.row_product import NOTHING, Room, RowLayer, Shelf, linear_rows, mlp_rows
 
 needs_numba = pytest.mark.skipif(not COMPILED, reason="numba is not installed: products are PyTorch's")
 

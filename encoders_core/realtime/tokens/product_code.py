@@ -10,7 +10,7 @@ from typing import Any, Final
 from llvmlite import ir
 from numba import types
 
-from encoders_core.realtime.vector_code import LANES, Code, Matrix, cgutils, function, whole
+from encoders_core.realtime.tokens.vector_code import LANES, Code, Matrix, cgutils, function, whole
 
 MOST_ROWS: Final = 12 if LANES > 8 else 6  # as many sums as such registers hold
 """Rows that a step sums at most; the more, the less it reads for what it sums."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from encoders_core.models.layers import PatchEmbed
 from encoders_core.preprocessing import InputSpec, normalise
-from encoders_core.realtime.token_kernels import compiled
-from encoders_core.realtime.token_plain import Floats
+from encoders_core.realtime.compiling import compiled
+from encoders_core.realtime.tokens.plain import Floats
 
 Pixels = NDArray[np.uint8]
 _LEVELS = 256

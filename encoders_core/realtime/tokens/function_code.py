@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from numba import types
 
-from encoders_core.realtime.product_code import WIDE
-from encoders_core.realtime.vector_code import LANES, Code, Matrix, cgutils, constant, function, whole
+from encoders_core.realtime.tokens.product_code import WIDE
+from encoders_core.realtime.tokens.vector_code import LANES, Code, Matrix, cgutils, constant, function, whole
 
 _LOWEST: Final = -1e30
 _LOG2_E: Final = 1.4426950408889634

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from encoders_core.models.layers import Block
 from encoders_core.models.vit import VisionTransformer
-from encoders_core.realtime.token_cache import GATES
+from encoders_core.realtime.tokens.cache import GATES
 
 PROBES = 2
 """Random directions: with 8 in place of 2, the rows needed for one fidelity fall by a twentieth at most."""

@@ -18,14 +18,14 @@ from encoders_core.errors import OptionError
 from encoders_core.models.layers import Block
 from encoders_core.models.vit import VisionTransformer
 from encoders_core.preprocessing import InputSpec
-from encoders_core.realtime import token_kernels as kernels
-from encoders_core.realtime.attention_kernel import attend
-from encoders_core.realtime.patch_rows import patch_rows
-from encoders_core.realtime.row_product import Room, RowLayer, Shelf, linear_rows, mlp_rows
-from encoders_core.realtime.token_cache import TokenCache
-from encoders_core.realtime.token_lane import Counts, Lane
-from encoders_core.realtime.token_memory import PRODUCTS, BlockMemory, Product
-from encoders_core.realtime.token_plain import Floats, Indices, Norm
+from encoders_core.realtime.tokens import kernels
+from encoders_core.realtime.tokens.attention import attend
+from encoders_core.realtime.tokens.cache import TokenCache
+from encoders_core.realtime.tokens.lane import Counts, Lane
+from encoders_core.realtime.tokens.memory import PRODUCTS, BlockMemory, Product
+from encoders_core.realtime.tokens.patch_rows import patch_rows
+from encoders_core.realtime.tokens.plain import Floats, Indices, Norm
+from encoders_core.realtime.tokens.row_product import Room, RowLayer, Shelf, linear_rows, mlp_rows
 
 _FIRST: Final = np.zeros(1, np.int64)
 

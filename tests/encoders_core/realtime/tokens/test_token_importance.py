@@ -10,8 +10,8 @@ from encoders_core.draining import drain
 from encoders_core.models.layers import Block
 from encoders_core.models.vit import VisionTransformer
 from encoders_core.packing import pack_linears
-from encoders_core.realtime.token_cache import GATES, Gate
-from encoders_core.realtime.token_importance import importance_steps
+from encoders_core.realtime.tokens.cache import GATES, Gate
+from encoders_core.realtime.tokens.importance import importance_steps
 from tests.encoders_core.realtime.tiny_vits import FAMILIES, PATCH, tiny_vit
 
 SMALL: dict[str, Any] = {"img_size": (2 * PATCH, 2 * PATCH), "embed_dim": 12, "depth": 2}

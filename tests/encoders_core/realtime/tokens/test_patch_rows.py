@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from encoders_core.models.layers import PatchEmbed
 from encoders_core.preprocessing import InputSpec, normalise
-from encoders_core.realtime import patch_rows as module
-from encoders_core.realtime.patch_rows import patch_rows, plain_fold
+from encoders_core.realtime.tokens import patch_rows as module
+from encoders_core.realtime.tokens.patch_rows import patch_rows, plain_fold
 
 
 def frame_of(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

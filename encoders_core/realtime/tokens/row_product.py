@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from encoders_core.models.layers import LayerScale, Mlp, QuickGELU
 from encoders_core.models.packed_linear import PackedLinear, fusible
-from encoders_core.realtime.token_kernels import COMPILED, compiled
-from encoders_core.realtime.token_memory import Asks
-from encoders_core.realtime.token_plain import Floats
+from encoders_core.realtime.compiling import COMPILED, compiled
+from encoders_core.realtime.tokens.memory import Asks
+from encoders_core.realtime.tokens.plain import Floats
 
 if COMPILED:
-    from encoders_core.realtime.function_code import gelu, gelu_tanh, quick_gelu, relu
-    from encoders_core.realtime.product_code import MOST_ROWS, WIDE, layer_product
+    from encoders_core.realtime.tokens.function_code import gelu, gelu_tanh, quick_gelu, relu
+    from encoders_core.realtime.tokens.product_code import MOST_ROWS, WIDE, layer_product
 
 _ALIGNED: Final = 16  # numbers in a line of memory
 _ROWS: Final = 32

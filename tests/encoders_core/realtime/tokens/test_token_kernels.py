@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from encoders_core.realtime import token_kernels as kernels
-from encoders_core.realtime import token_plain as plain
-from encoders_core.realtime.token_plain import AttentionWatch, Norm
+from encoders_core.realtime.compiling import COMPILED
+from encoders_core.realtime.tokens import kernels, plain
+from encoders_core.realtime.tokens.plain import AttentionWatch, Norm
 
 PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "store": (kernels._store, plain.store),
@@ -104,7 +104,7 @@ def assert_same(name: str, one: Callable[..., Any], other: Callable[..., Any], c
         assert np.asarray(got).dtype == np.asarray(expected).dtype
 
 
-@pytest.mark.skipif(not kernels.COMPILED, reason="numba is not installed: the plain kernels are used")
+@pytest.mark.skipif(not COMPILED, reason="numba is not installed: the plain kernels are used")
 @pytest.mark.parametrize("name", PAIRS)
 @given(case=cases())
 @settings(deadline=None, max_examples=60)
@@ -127,9 +127,3 @@ def test_no_rows_chosen_leaves_memory_as_it_is() -> None:
     assert (x == 3).all()
     assert (output == 2).all()
     assert kernels.distances(rows, output, none).shape == (0,)
-
-
-def test_a_kernel_without_numba_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "COMPILED", False)
-    for loops, simple in PAIRS.values():
-        assert kernels.compiled(loops, simple) is simple

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  the field's own name for it
 
-from encoders_core.realtime.token_kernels import COMPILED, compiled
-from encoders_core.realtime.token_plain import Floats, Indices
+from encoders_core.realtime.compiling import COMPILED, compiled
+from encoders_core.realtime.tokens.plain import Floats, Indices
 
 if COMPILED:
-    from encoders_core.realtime.function_code import softmax
-    from encoders_core.realtime.product_code import (
+    from encoders_core.realtime.tokens.function_code import softmax
+    from encoders_core.realtime.tokens.product_code import (
         MOST_ROWS,
         WIDE,
         score_narrow,
@@ -21,7 +21,7 @@ if COMPILED:
         weigh_narrow,
         weigh_wide,
     )
-    from encoders_core.realtime.vector_code import LANES
+    from encoders_core.realtime.tokens.vector_code import LANES
 
 _LOG2_E = 1.4426950408889634
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from encoders_core.models.vit import VitConfig
-from encoders_core.realtime.token_cache import TokenCache, memory_bytes
-from encoders_core.realtime.token_memory import PRODUCTS, BlockMemory, TokenMemory, rows_of
-from encoders_core.realtime.token_plain import Floats
+from encoders_core.realtime.tokens.cache import TokenCache, memory_bytes
+from encoders_core.realtime.tokens.memory import PRODUCTS, BlockMemory, TokenMemory, rows_of
+from encoders_core.realtime.tokens.plain import Floats
 
 CONFIGS = {
     "class token": VitConfig(img_size=(32, 32), patch_size=16, embed_dim=8, depth=3, num_heads=2, pool="cls"),

@@ -5,9 +5,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from encoders_core.realtime import token_kernels as kernels
-from encoders_core.realtime.token_cache import GATES, Gate, TokenCache
-from encoders_core.realtime.token_plain import AttentionWatch, Floats, GateMemory, Indices, Norm, Rules
+from encoders_core.realtime.tokens import turns
+from encoders_core.realtime.tokens.cache import GATES, Gate, TokenCache
+from encoders_core.realtime.tokens.plain import AttentionWatch, Floats, GateMemory, Indices, Norm, Rules
 
 _MAX_MOVED: Final = 1e4  # float32 sums stay exact enough
 
@@ -59,7 +59,7 @@ class Lane:
     def open_attention(self, block: int, norm: Norm, kv_into: Floats, query_into: Floats) -> tuple[Indices, Indices]:
         """The rows whose key and value are computed, and those whose query is."""
         memory = self.cache.blocks[block]
-        opened, asked, moved, cut = kernels.open_attention(
+        opened, asked, moved, cut = turns.open_attention(
             self.x, norm, memory.kv, memory.query, self._rules[block], self.normed, kv_into, query_into
         )
         memory.watch.moved[0] += moved
@@ -69,7 +69,7 @@ class Lane:
     def open_gate(self, block: int, gate: Gate, norm: Norm, into: Floats) -> Indices:
         """The rows of a gate behind a norm."""
         memory: GateMemory = getattr(self.cache.blocks[block], gate)
-        chosen, cut = kernels.open_gate(self.x, norm, memory, GATES.index(gate), self._rules[block], self.normed, into)
+        chosen, cut = turns.open_gate(self.x, norm, memory, GATES.index(gate), self._rules[block], self.normed, into)
         self.cut_off |= cut
         return chosen
 
@@ -82,12 +82,12 @@ class Lane:
         rules = self._rules[block]
         if self.exact:
             return rules.every
-        return kernels.rows_to_look_at(self.cache.blocks[block].watch, asked, rules)
+        return turns.rows_to_look_at(self.cache.blocks[block].watch, asked, rules)
 
     def open_projection(self, block: int, rows: Indices, looked: Floats, into: Floats) -> Indices:
         """Of `rows`, whose attention is (M, D) `looked`, those that moved too far from what the projection saw of them."""
         memory = self.cache.blocks[block]
-        chosen, cut = kernels.open_projection(looked, rows, memory.proj, memory.watch, self._rules[block], into)
+        chosen, cut = turns.open_projection(looked, rows, memory.proj, memory.watch, self._rules[block], into)
         self.cut_off |= cut
         if memory.watch.moved[0] > _MAX_MOVED:
             _start_over(memory.watch)

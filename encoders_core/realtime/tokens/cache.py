@@ -11,8 +11,8 @@ from typing import Final, Literal
 import numpy as np
 
 from encoders_core.models.vit import VitConfig
-from encoders_core.realtime.token_memory import BlockMemory, TokenMemory, numbers_of, rows_of
-from encoders_core.realtime.token_plain import Floats
+from encoders_core.realtime.tokens.memory import BlockMemory, TokenMemory, numbers_of, rows_of
+from encoders_core.realtime.tokens.plain import Floats
 
 Gate = Literal["query", "kv", "proj", "mlp"]
 GATES: Final[tuple[Gate, ...]] = ("query", "kv", "proj", "mlp")
