@@ -29,9 +29,9 @@ _ALL: Final = slice(None)
 _UNKNOWN: Final = "unknown"
 _ACTIVATIONS: Final = (None, "gelu", "gelu_tanh", "quick_gelu", "relu")
 _GELU, _GELU_TANH, _QUICK_GELU, _RELU = range(1, 5)
-
-
 NOTHING: Final = np.zeros((1, 2), np.int64)
+"""Asks for no bytes at an address that there is: to ask for one that is not costs a walk through page tables."""
+NOTHING[0, 0] = NOTHING.ctypes.data
 
 
 class Room(NamedTuple):
