@@ -67,8 +67,9 @@ def _attend(queries: Floats, rows: Indices, kv: Floats, heads: int) -> Floats:
                 softmax(scores, LANES, inverse)
             _weigh(scores.T, values, used, sums)
             for place in range(used):
+                into, weight = looked[start + place, columns], inverse[0, place]
                 for column in range(width):
-                    looked[start + place, head * width + column] = sums[place, column] * inverse[0, place]
+                    into[column] = sums[place, column] * weight
     return looked
 
 
@@ -76,9 +77,9 @@ def _ask(queries: Floats, rows: Indices, asked: Floats) -> None:
     """(N, width) queries -> (width, WIDE): those of `rows` side by side, the last of them once more where there are fewer."""
     scale = np.float32(_LOG2_E / np.sqrt(queries.shape[1]))
     for lane in range(WIDE):
-        row = rows[min(lane, rows.shape[0] - 1)]
-        for column in range(queries.shape[1]):
-            asked[column, lane] = queries[row, column] * scale
+        query = queries[rows[min(lane, rows.shape[0] - 1)]]
+        for column in range(query.shape[0]):
+            asked[column, lane] = query[column] * scale
 
 
 def _score(keys: Floats, asked: Floats, used: int, scores: Floats) -> None:

@@ -71,6 +71,11 @@ class Rules(NamedTuple):
     cap: int
 
 
+def copy(source: Floats, target: Floats) -> None:
+    """(D,) -> (D,), in place."""
+    target[:] = source
+
+
 def store(output: Floats, indices: Indices, rows: Floats) -> None:
     """(M, D) new `rows` go to their places in `output` (N, D), in place."""
     output[indices] = rows
