@@ -301,10 +301,16 @@ def _target_table(title: str, rows: dict[str, dict[str, Any] | None]) -> Table:
 def _replay_table(name: str, row: dict[str, Any]) -> Table:
     title = f"{name}, random weights: speed only, at the rows of {row['rows_of']}"
     table = Table(title=title, title_justify="left", box=None)
-    for column in ("clip", "plain ms", "replay ms", *(f"times less, {count} cameras" for count in CAMERAS)):
+    for column in (
+        "clip",
+        "plain ms",
+        "full ms, same code",
+        "replay ms",
+        *(f"times less, {count} cameras" for count in CAMERAS),
+    ):
         table.add_column(column, justify="left" if column == "clip" else "right")
     for one in (*row["clips"], {"name": "all", **row}):
-        figures = (one["plain_ms"], one["replay_ms"], *one["times_less_by_cameras"].values())
+        figures = (one["plain_ms"], one["engine_full_ms"], one["replay_ms"], *one["times_less_by_cameras"].values())
         table.add_row(one["name"], *(_figure(value, 2) for value in figures))
     return table
 

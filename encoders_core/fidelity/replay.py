@@ -42,6 +42,11 @@ class Recording:
             raise OptionError("this policy does not count its rows by layer; there is nothing to replay")
         return cls(rows, tokens)
 
+    @classmethod
+    def whole(cls, frames: int, tokens: int) -> "Recording":
+        """Every row of every layer in each frame: full passes by the engine's own arithmetic."""
+        return cls([np.full((1, len(Counts._fields)), tokens)] * frames, tokens)
+
     def for_model(self, depth: int, tokens: int) -> "Recording":
         """The same for a model of another depth and number of tokens: the nearest block, the same share of its rows."""
         scaled: list[Rows | None] = []
@@ -118,34 +123,37 @@ def replay(
 ) -> dict[str, Any]:
     """Plain and replays taking turns over the clips -> CPU milliseconds a frame of each, by clip and over all.
 
-    One replay for each of `cameras`: the first is reported as `replay_ms`, all by their number. Raises OptionError for a
-    model that is no ViT.
+    One replay for each of `cameras`: the first is reported as `replay_ms`, all by their number. `engine_full_ms` are full passes
+    by the arithmetic of the replays, gates included, where `plain_ms` are the network's own: what of the ratio is arithmetic.
+    Raises OptionError for a model that is no ViT.
     """
     if subject.vit is None:
         raise OptionError(f"{subject.name}: expected a ViT to replay rows on")
     rows: list[dict[str, Any]] = []
-    every: list[list[int]] = [[] for _ in (0, *cameras)]
+    every: list[list[int]] = [[] for _ in (0, 0, *cameras)]
     for clip, recording in zip(clips, recordings, strict=True):
         sized = _sized(clip, subject)
         policies: list[Policy] = [
             Plain(subject.encoder),
+            Replay(subject.vit, Recording.whole(len(clip.frames), recording.tokens)),
             *(Replay(subject.vit, recording, count) for count in cameras),
         ]
         traces = run_clip(policies, sized)
         times = [warm_times_ns(trace, clip.at_s) for trace in traces]
         for total, part in zip(every, times, strict=True):
             total.extend(part)
-        rows.append({"name": clip.name, "macs": float(np.mean(traces[1].macs)), **_ratios(times, cameras)})
+        rows.append({"name": clip.name, "macs": float(np.mean(traces[2].macs)), **_ratios(times, cameras)})
     return {"weights": "random: speed only", "kernel": "engine", **_ratios(every, cameras), "clips": rows}
 
 
 def _ratios(times_ns: Sequence[Sequence[int]], cameras: Sequence[int]) -> dict[str, Any]:
-    """Of plain passes and the replays: milliseconds a frame of one camera."""
-    plain_ms, *replay_ms = (float(np.mean(one)) / 1e6 for one in times_ns)
+    """Of plain passes, the engine's full ones and the replays: milliseconds a frame of one camera."""
+    plain_ms, full_ms, *replay_ms = (float(np.mean(one)) / 1e6 for one in times_ns)
     each_ms = [ms / count for ms, count in zip(replay_ms, cameras, strict=True)]
     packed = {str(count): plain_ms / ms for ms, count in zip(each_ms, cameras, strict=True)}
     return {
         "plain_ms": plain_ms,
+        "engine_full_ms": full_ms,
         "replay_ms": each_ms[0],
         "times_less": plain_ms / each_ms[0],
         "times_less_by_cameras": packed,

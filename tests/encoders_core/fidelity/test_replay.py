@@ -77,6 +77,17 @@ def test_a_replay_is_labelled_as_speed_only() -> None:
     assert found["weights"] == "random: speed only"
     assert [row["name"] for row in found["clips"]] == ["made"]
     assert found["plain_ms"] > 0 < found["replay_ms"]
+    assert found["engine_full_ms"] > 0
+
+
+def test_a_whole_recording_computes_every_row_and_gives_the_network_s_features() -> None:
+    vit = small_vit()
+    full = Replay(vit, Recording.whole(len(CLIP.frames), 17))
+    first = full.step(CLIP.frames[0], 0)
+
+    assert first.detail is not None
+    assert (first.detail[:-1] == 17).all()
+    np.testing.assert_allclose(first.features, Plain(vit).step(CLIP.frames[0], 0).features, rtol=1e-4, atol=1e-5)
 
 
 def test_a_policy_that_does_not_count_rows_cannot_be_replayed() -> None:
