@@ -3,8 +3,8 @@
 The gate compares with the frame that was *encoded* last, so slow change adds up until it is paid. From the change of the
 picture it predicts the change of the vector, |z - z_ref|^2 = gain * score, and holds while that is below a threshold.
 Both are learnt per camera: the gain from audits (every so often a frame that would be held is encoded all the same, which
-measures the error of the held frames without bias), the threshold by a controller that spends the error budget
-`target_fvu * variance of the camera's vectors` evenly over time. At the start the model's own figures stand in.
+measures the error of the held frames without bias), the threshold by a controller that spends most of the error
+budget, `target_fvu * variance of the camera's vectors`, evenly over time. At the start the model's own figures stand in.
 """
 
 import math
@@ -23,6 +23,7 @@ Reason = Literal["held", "cold", "change", "cut", "light", "max_hold", "audit"]
 
 _PRIOR_WEIGHT: Final = 4.0  # grey levels of score that the model's own gain counts for
 _FORGET: Final = 0.98  # per audit
+_AIM: Final = 0.8  # of the target: what is spent is an estimate, and wanders about what it aims at
 _START_RATIO: Final = 3.0  # threshold over budget, on the careful side: 2 to 20 on our clips
 _RATIO_RANGE: Final = (0.5, 10.0)
 _RATIO_RATE: Final = 0.01  # per frame
@@ -97,7 +98,7 @@ class FrameGate:
         # While frames are encoded one after the other, the reference is the picture before.
         cells = self._floor.cells if self._floor.previous is self._reference else None
         change = measure(small, self._reference, floor, cells)
-        budget = self.config.target_fvu * self.scale * self._spread.variance
+        budget = _AIM * self.config.target_fvu * self.scale * self._spread.variance
         wanted = self._budget.wants(change.score, budget)
         reason = self._reason(frame, change, at_ns, wanted=wanted)
         if reason == "held" and self.config.target_fvu > 0 and self._budget.audit_due():
