@@ -76,6 +76,9 @@ async def until_lost(link: Link, *jobs: Coroutine[Any, Any, None]) -> Never:
             group.create_task(watch(), name="mqtt-watch")
             for job in jobs:
                 group.create_task(job, name=f"mqtt-{getattr(job, '__name__', 'job').strip('_')}")
-    except* BrokerError as several:
-        raise several.exceptions[0] from None
+    except BaseExceptionGroup as several:  # `except*` would raise it in a group again, by Python 3.11.2
+        ends, others = several.split(BrokerError)
+        if ends is None or others is not None:
+            raise
+        raise ends.exceptions[0] from None
     raise AssertionError("unreachable: the watch ends with an error")

@@ -107,7 +107,8 @@ async def test_the_subscriber_comes_back_with_the_broker(tmp_path: Path) -> None
             await anext(stream)
             broker.stop(signal.SIGKILL)
             await eventually(lambda: subscriber.connection.state == "waiting")
-            assert "closed the connection" in subscriber.connection.problem
+            problem = subscriber.connection.problem  # the first retry may have come at once
+            assert "closed the connection" in problem or "nothing listens" in problem
             await eventually(lambda: not publisher.statistics().connected)
             for seq in range(1, 5):
                 publisher.publish_feature(feature(seq=seq))
