@@ -26,6 +26,7 @@ from encoders_core.realtime.tokens.cache import GATES, TokenCache
 from encoders_core.realtime.tokens.importance import importance_steps
 from encoders_core.realtime.tokens.lane import Counts, Lane
 from encoders_core.realtime.tokens.limits import ROW_ERROR, allowed_changes, dense_cost_of, limits_of, row_costs_of
+from encoders_core.realtime.tokens.memory import rows_of
 from encoders_core.realtime.tokens.passes import TokenPasses
 from encoders_core.realtime.tokens.plain import Floats
 
@@ -111,7 +112,7 @@ class VitFrameEncoder:
         if packing_obstacle() is None:
             pack_linears(network)
         self.passes = TokenPasses(network)
-        self.rows_total = config.prefix + config.grid_hw[0] * config.grid_hw[1]
+        self.rows_total = rows_of(config)
         self._refreshed = -(-self.rows_total // _REFRESH_PASSES)
         fewest = min(self.rows_total, self._refreshed + 2)  # the class token, what is refreshed, and one that changed
         self.buckets = tuple(sorted({max(fewest, round(self.rows_total / part)) for part in (16, 8, 4, 2, 1)}))

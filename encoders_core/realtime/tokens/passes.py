@@ -112,6 +112,7 @@ class _Batch:
 
     @property
     def _rows(self) -> Floats:
+        """Queries have a place of their own: they are laid down before keys and values are computed."""
         rows: Floats = self.room.rows[int(self.product == "query")]
         return rows
 

@@ -1,6 +1,7 @@
 """Loops with and without a compiler."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,27 @@ def test_a_loop_is_compiled_and_kept_beside_its_file(tmp_path: Path, monkeypatch
     assert compiled(twice, plain_twice)(np.float32(2)) == 4
 
     assert [path.suffix for path in sorted(tmp_path.rglob("*.nb?"))] == [".nbc", ".nbi"]
+
+
+@pytest.mark.skipif(not COMPILED, reason="numba is not installed: nothing is compiled")
+def test_kept_code_is_made_anew_when_any_file_that_it_may_call_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
+
+    def hits() -> int:
+        made: Any = compiled(twice, plain_twice)
+        made(np.float32(2))
+        return sum(made.stats.cache_hits.values())
+
+    assert [hits(), hits()] == [0, 1]
+    monkeypatch.setattr(compiling, "_sources", lambda: (("another.py", 1, 2),))
+    assert [hits(), hits()] == [0, 1]
+
+
+def test_sources_are_all_files_of_compiled_code() -> None:
+    names = {name for name, _, _ in compiling._sources()}
+    assert {"change_kernels.py", "kernels.py", "turns.py", "product_code.py", "function_code.py"} <= names
 
 
 @pytest.mark.skipif(not COMPILED, reason="numba is not installed: nothing is compiled")
