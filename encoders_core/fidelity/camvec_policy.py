@@ -6,7 +6,7 @@ import numpy as np
 
 from encoders_core.config import GateConfig
 from encoders_core.fidelity.frame_policies import encoded, held
-from encoders_core.fidelity.policy import Frame, Rows, Step
+from encoders_core.fidelity.policy import Frame, Step
 from encoders_core.fidelity.subject import Subject
 from encoders_core.realtime.realtime_encoder import RealtimeVideoEncoder
 from encoders_core.realtime.vit_frame_encoder import VitFrameEncoder, VitState
@@ -33,19 +33,23 @@ class Camvec:
         result = self._realtime.encode_stream([frame], timestamps_us=[at_ns // 1000], camera=_CAMERA)
         quality = result.quality[0]
         features = np.asarray(result.features[0] * result.norms[0], np.float32)
+        state, vit = self._vit_state(), self._subject.vit
+        if state is not None and vit is not None:
+            embedded, state.embedded = state.embedded, 0
+            if quality.held:
+                return vit.cost.held(features, embedded=embedded)
+            rows = np.asarray(state.counts) if state.counts else vit.cost.plain_rows
+            return vit.cost.step(features, rows, embedded=embedded)
         if quality.held:
             return held(self._subject.encoder, features)
-        rows = self._rows()
-        if rows is not None and self._subject.vit is not None:
-            return self._subject.vit.cost.step(features, rows)
         return encoded(self._subject.encoder, features, share=quality.tokens_updated / quality.tokens_total)
 
-    def _rows(self) -> Rows | None:
-        """What each layer computed for the last frame, of a model that counts it."""
-        if not isinstance(self._subject.shipped, VitFrameEncoder) or self._subject.vit is None:
+    def _vit_state(self) -> VitState | None:
+        """What is known of the last frame's rows, of a model that counts them."""
+        if not isinstance(self._subject.shipped, VitFrameEncoder):
             return None
         state: VitState = self._realtime._sessions[_CAMERA]._state  # noqa: SLF001  what nobody else needs to know
-        return np.asarray(state.counts) if state.counts else self._subject.vit.cost.plain_rows
+        return state
 
 
 _CAMERA: Final = "bench"

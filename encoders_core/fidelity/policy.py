@@ -1,7 +1,7 @@
 """What a policy is: frames in, the vectors that stand for them out, with the work that was done; and the work by formula."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -34,6 +34,8 @@ class Step:
     """Everything was computed anew, as by the plain encoder."""
     detail: Rows | None = None
     """What each layer computed; None where nobody counts it."""
+    embedded: int | None = None
+    """Patches that were embedded, of a held frame too; None where nobody counts them."""
 
 
 class Policy(Protocol):
@@ -106,4 +108,11 @@ class VitCost:
             encoded=True,
             full=bool((rows >= plain).all()),
             detail=rows,
+            embedded=self.tokens - self.config.prefix if embedded is None else embedded,
         )
+
+    def held(self, features: NDArray[np.float32], *, embedded: int) -> Step:
+        """The step of a frame that was embedded, to see whether it may be held, and was."""
+        nothing = np.zeros_like(self.plain_rows)
+        step = self.step(features, nothing, embedded=embedded)
+        return replace(step, encoded=False, detail=None)

@@ -17,6 +17,7 @@ from encoders_core.fidelity.policy import ATTENTION, Frame, Policy, Rows, Step
 from encoders_core.fidelity.run import Clip, Trace, run_clip, warm_times_ns
 from encoders_core.fidelity.subject import DenseVitEncoder, Subject
 from encoders_core.realtime.tokens.cache import GATES, TokenCache
+from encoders_core.realtime.tokens.embedding import PatchMemory
 from encoders_core.realtime.tokens.lane import Counts, Lane
 from encoders_core.realtime.tokens.passes import TokenPasses
 from encoders_core.realtime.tokens.plain import Floats
@@ -33,6 +34,8 @@ class Recording:
 
     rows: list[Rows | None]
     tokens: int
+    embedded: list[int | None]
+    """Patches that each frame had embedded; None for all."""
 
     @classmethod
     def of(cls, trace: Trace, tokens: int) -> "Recording":
@@ -40,15 +43,15 @@ class Recording:
         rows = [detail if encoded else None for detail, encoded in zip(trace.detail, trace.encoded, strict=True)]
         if not trace.counts_layers:
             raise OptionError("this policy does not count its rows by layer; there is nothing to replay")
-        return cls(rows, tokens)
+        return cls(rows, tokens, trace.embedded)
 
     @classmethod
     def whole(cls, frames: int, tokens: int) -> "Recording":
         """Every row of every layer in each frame: full passes by the engine's own arithmetic."""
-        return cls([np.full((1, len(Counts._fields)), tokens)] * frames, tokens)
+        return cls([np.full((1, len(Counts._fields)), tokens)] * frames, tokens, [None] * frames)
 
     def for_model(self, depth: int, tokens: int) -> "Recording":
-        """The same for a model of another depth and number of tokens: the nearest block, the same share of its rows."""
+        """The same for a model of another depth and number of tokens: the nearest block, the same share of rows and patches."""
         scaled: list[Rows | None] = []
         for rows in self.rows:
             if rows is None:
@@ -57,7 +60,8 @@ class Recording:
             blocks = np.rint(np.linspace(0, len(rows) - 1, depth)).astype(int)
             shares = np.rint(rows[blocks] * (tokens / self.tokens)).astype(np.int64)
             scaled.append(np.clip(shares, 1, tokens))
-        return Recording(scaled, tokens)
+        patches = [None if one is None else round(one * tokens / self.tokens) for one in self.embedded]
+        return Recording(scaled, tokens, patches)
 
 
 class Replay:
@@ -71,9 +75,11 @@ class Replay:
 
     def __init__(self, vit: DenseVitEncoder, recording: Recording, cameras: int = 1) -> None:
         self._vit, self._passes, self._cameras = vit, TokenPasses(vit.network), cameras
-        rows = recording.for_model(vit.network.config.depth, vit.cost.tokens).rows
-        self._limits = [None if one is None else _limits(one, vit.cost.tokens) for one in rows]
-        self._looked = [None if one is None else one[:, ATTENTION] for one in rows]
+        made = recording.for_model(vit.network.config.depth, vit.cost.tokens)
+        self._limits = [None if one is None else _limits(one, vit.cost.tokens) for one in made.rows]
+        self._looked = [None if one is None else one[:, ATTENTION] for one in made.rows]
+        patches = vit.cost.tokens - vit.network.config.prefix
+        self._patch_limits = [_first(patches if one is None else one, patches) for one in made.embedded]
         self.reset()
 
     def reset(self) -> None:
@@ -95,11 +101,13 @@ class Replay:
 
     def _lane(self, camera: int, frame: Frame) -> Lane | None:
         """What a camera computes of its next frame; None if it holds."""
-        tokens = self._passes.embed(frame, self._vit.descriptor.input)
-        cache = self._caches[camera]
+        cache, spec = self._caches[camera], self._vit.descriptor.input
         if not cache.warm:
-            drain(self._passes.dense(cache, tokens))
+            cache.patches = PatchMemory(frame.copy(), self._passes.embed(frame, spec))
+            drain(self._passes.dense(cache, cache.patches.tokens))
         place = (self._next + camera * len(self._limits) // self._cameras) % len(self._limits)
+        cache.patch_limits = self._patch_limits[place]
+        tokens, _ = self._passes.embed_changed(cache, frame, spec)
         limits, looked = self._limits[place], self._looked[place]
         if limits is None or looked is None:
             self._passes.first_change(cache, tokens)
@@ -108,14 +116,18 @@ class Replay:
         for block, count in zip(cache.blocks, looked, strict=True):
             block.watch.drift[:], block.watch.slope[:] = 0.0, 0.0
             block.watch.drift[:count] = np.inf  # so that attention has to look, and finds that it need not compute
-        return Lane(cache, tokens)
+        return Lane(cache, tokens.copy())
 
 
 def _limits(rows: Rows, tokens: int) -> Floats:
     """(depth, 5) rows of each layer -> (depth, gates, N) limits that let the first of them through, and no others."""
     counts = np.stack([rows[:, Counts._fields.index(gate)] for gate in GATES], axis=1)
-    within = np.arange(tokens) < counts[..., None]
-    return np.where(within, np.float32(-1), np.float32(_NEVER))
+    return _first(counts[..., None], tokens)
+
+
+def _first(counts: Any, places: int) -> Floats:
+    """(..., 1) counts, or one -> (..., N) limits that let the first so many of N places through, and no others."""
+    return np.where(np.arange(places) < counts, np.float32(-1), np.float32(_NEVER))
 
 
 def replay(

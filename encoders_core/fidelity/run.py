@@ -53,6 +53,7 @@ class Trace:
     encoded: list[bool] = field(default_factory=list)
     full: list[bool] = field(default_factory=list)
     detail: list[Rows | None] = field(default_factory=list)
+    embedded: list[int | None] = field(default_factory=list)
 
     def add(self, step: Step, cpu_ns: int) -> None:
         """One frame."""
@@ -63,6 +64,7 @@ class Trace:
         self.encoded.append(step.encoded)
         self.full.append(step.full)
         self.detail.append(step.detail)
+        self.embedded.append(step.embedded)
 
     @property
     def vectors(self) -> NDArray[np.float32]:

@@ -195,6 +195,14 @@ class VisionTransformer(nn.Module):
         """(B, N, C p p) of `PatchEmbed.unfold`, rows by columns of patches -> (B, prefix + N, embed_dim), as `embed`."""
         return self._placed(self.patch_embed.project(patches), grid_hw)
 
+    def place_patches(self, patches: Tensor, places: Tensor) -> Tensor:
+        """(M, D) of `PatchEmbed.project` -> (M, embed_dim): the rows that `embed` has for patches `places` of its own size."""
+        if self.pos_embed is not None:
+            prefix = 0 if self.config.no_embed_class else self.config.prefix
+            patches = patches + self._positions(self.config.grid_hw, prefix)[0, prefix:][places]
+        placed: Tensor = self.norm_pre(patches)
+        return placed
+
     def _placed(self, patches: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         """(B, N, embed_dim) -> with positions, behind class and register tokens, through the first norm."""
         config = self.config

@@ -45,7 +45,7 @@ class RowEncoder(Protocol):
     """A frame encoder that can tell what a frame would change, before it encodes it."""
 
     def look(self, state: Any, frame: NDArray[np.uint8]) -> Rows:
-        """(H, W, 3) uint8 of its own size -> its rows against the camera's. The state stays what it is."""
+        """(H, W, 3) uint8 of its own size -> its rows against the camera's. What passes have computed stays as it is."""
         ...
 
     def owes(self, state: Any) -> bool:

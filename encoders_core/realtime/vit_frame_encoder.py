@@ -23,12 +23,20 @@ from encoders_core.realtime.frame_encoder import EncoderDescriptor, Plan, finger
 from encoders_core.realtime.frame_gate import GateCalibration
 from encoders_core.realtime.token_gate import Rows
 from encoders_core.realtime.tokens.cache import GATES, TokenCache
+from encoders_core.realtime.tokens.embedding import PatchMemory
 from encoders_core.realtime.tokens.importance import importance_steps
 from encoders_core.realtime.tokens.lane import Counts, Lane
-from encoders_core.realtime.tokens.limits import ROW_ERROR, allowed_changes, dense_cost_of, limits_of, row_costs_of
+from encoders_core.realtime.tokens.limits import (
+    ROW_ERROR,
+    allowed_changes,
+    dense_cost_of,
+    limits_of,
+    patch_limits_of,
+    row_costs_of,
+)
 from encoders_core.realtime.tokens.memory import rows_of
 from encoders_core.realtime.tokens.passes import TokenPasses
-from encoders_core.realtime.tokens.plain import Floats
+from encoders_core.realtime.tokens.plain import Floats, Indices
 
 _WORTH: Final = 0.75
 """Of a dense pass's work: a gated pass that took more was not worth its overhead. The next passes are dense, twice as many
@@ -40,16 +48,16 @@ _STUDY_PASSES: Final = 1500
 """Gated passes after which the importance of rows is measured anew, when there is time."""
 _START_GROWTH: Final = 3.0
 _GROWTH_RATE: Final = 0.1
+_NONE: Final = np.zeros(0, np.int64)
 
 
 @dataclass(slots=True, eq=False)
 class _Seen:
-    """The last frame that was looked at, a copy, so that it is embedded once."""
+    """The last frame that was looked at, a copy, so that this is done once."""
 
     frame: NDArray[np.uint8]
-    tokens: Floats
-    change: Floats | None = None
-    """(N,): how far each row is from what the first gate last let through; None until it was asked for."""
+    change: Floats
+    """(N,): how far each row is from what the first gate last let through."""
 
 
 @dataclass(slots=True)
@@ -70,6 +78,8 @@ class VitState:
     owes: bool = False
     """The last vector stands for less than it might: it came from a smaller picture, or its rows were cut off by a cap."""
     seen: _Seen | None = None
+    embedded: int = 0
+    """Patches that had to be embedded, of held frames too, since somebody set it to 0 who counts them."""
     counts: list[Counts] = field(default_factory=list)
     """Rows of the last gated pass, block by block; empty after a dense one."""
 
@@ -118,6 +128,7 @@ class VitFrameEncoder:
         self.buckets = tuple(sorted({max(fewest, round(self.rows_total / part)) for part in (16, 8, 4, 2, 1)}))
         self.sizes_px = _sizes_px(config.img_size[0], config.patch_size)
         self._dense_fallback = dense_fallback
+        self._prefix = config.prefix
         self._class_token = config.pool == "cls"
         self._row_costs = row_costs_of(network, self.rows_total)
         self._dense_cost = dense_cost_of(network, self._row_costs, self.rows_total)
@@ -137,13 +148,15 @@ class VitFrameEncoder:
         self._set_limits(state)
 
     def look(self, state: VitState, frame: NDArray[np.uint8]) -> Rows:
-        """(S, S, 3) uint8 of its own size -> how many rows have changed too much to wait, and by how much."""
-        seen, cache = self._seen(state, frame), state.cache
+        """(S, S, 3) uint8 of its own size -> how many rows have changed too much to wait, and by how much.
+
+        Patches that have changed are embedded: the pass, if one follows, finds them so.
+        """
+        self._check(frame)
+        cache = state.cache
         if not cache.warm or cache.limits is None:
             return Rows(self.rows_total, float("inf"), exact=state.scale == 0, settled=True)
-        if seen.change is None:
-            seen.change = self.passes.first_change(cache, seen.tokens)
-        change, limit = seen.change, cache.limits[0, GATES.index("kv")]
+        change, limit = self._seen(state, frame).change, cache.limits[0, GATES.index("kv")]
         relative = change[limit > 0] / limit[limit > 0]
         # The class token is no part of the picture: it is let through always, and never changes here.
         changed = int(np.count_nonzero(relative > 1))
@@ -192,12 +205,15 @@ class VitFrameEncoder:
 
     def _dense(self, plan: Plan) -> Generator[None, None, Floats]:
         state: VitState = plan.state
+        self._check(plan.frame)
+        tokens = self.passes.embed(plan.frame, self.descriptor.input)
         if plan.frame.shape[0] != self.sizes_px[0]:  # a smaller picture has other rows: nothing of it is remembered
             state.owes = True
-            return (yield from self.passes.dense(TokenCache(), self._embedded(plan.frame)))
-        state.owes = False
-        tokens, first = self._seen(state, plan.frame).tokens, not state.cache.warm
+            return (yield from self.passes.dense(TokenCache(), tokens))
+        first, state.owes = not state.cache.warm, False
         state.seen, state.counts, state.dense_for = None, [], max(0, state.dense_for - 1)
+        state.cache.patches = PatchMemory(plan.frame.copy(), tokens)
+        state.embedded += len(tokens) - self._prefix
         features = yield from self.passes.dense(state.cache, tokens)
         if plan.study or (state.cache.importance is None and not first):
             yield from self._study(state, plan.frame)
@@ -208,10 +224,12 @@ class VitFrameEncoder:
         steps = importance_steps(
             self.passes.network, normalise(torch.from_numpy(frame)[None], self.descriptor.input), seed=state.passes
         )
-        found = (yield from steps).numpy()
-        known = state.cache.importance
-        state.cache.importance = found if known is None else np.sqrt((found**2 + known**2) / 2)
-        state.cache.allowed = allowed_changes(state.cache.importance, self._row_costs, first=int(self._class_token))
+        found, cache = (yield from steps), state.cache
+        levels = 1 / (255 * torch.tensor(self.descriptor.input.std)[:, None])  # of normalised pixels, in a grey level
+        patches = (found.patches * levels).square().mean(dim=0).sqrt()
+        cache.importance = _halfway(cache.importance, found.rows.numpy())
+        cache.patch_importance = _halfway(cache.patch_importance, patches.numpy())
+        cache.allowed = allowed_changes(cache.importance, self._row_costs, first=int(self._class_token))
         state.passes = 0
         self._set_limits(state)
 
@@ -230,12 +248,12 @@ class VitFrameEncoder:
 
     def _lane(self, plan: Plan) -> Lane:
         state: VitState = plan.state
-        tokens, total = self._seen(state, plan.frame).tokens, self.rows_total
+        cache, total = state.cache, self.rows_total
+        forced = np.arange(cache.next_refresh, cache.next_refresh + self._refreshed) % total
+        cache.next_refresh = (cache.next_refresh + self._refreshed) % total
+        tokens = self._embed_changed(state, plan.frame, forced[forced >= self._prefix] - self._prefix)
         state.seen, state.owes = None, False
-        first = state.cache.next_refresh
-        forced = np.arange(first, first + self._refreshed) % total
-        state.cache.next_refresh = (first + self._refreshed) % total
-        return Lane(state.cache, tokens, row_cap=plan.row_cap, forced=forced, exact=state.scale == 0)
+        return Lane(cache, tokens.copy(), row_cap=plan.row_cap, forced=forced, exact=state.scale == 0)
 
     def _learn(self, state: VitState, lane: Lane) -> None:
         """What a gated pass showed of how change spreads, and whether it was worth it."""
@@ -253,22 +271,32 @@ class VitFrameEncoder:
         return float((np.asarray(counts) @ self._row_costs).sum() / self._dense_cost)
 
     def _set_limits(self, state: VitState) -> None:
-        if state.cache.allowed is not None:
+        cache = state.cache
+        if cache.allowed is not None and cache.patch_importance is not None:
             error = state.scale * ROW_ERROR * self.calibration.variance**0.5
-            state.cache.limits = limits_of(state.cache.allowed, error, class_token=self._class_token)
+            cache.limits = limits_of(cache.allowed, error, class_token=self._class_token)
+            cache.patch_limits = patch_limits_of(cache.patch_importance, error)
 
     def _seen(self, state: VitState, frame: NDArray[np.uint8]) -> _Seen:
         if state.seen is None or not identical(frame, state.seen.frame):
-            state.seen = _Seen(frame.copy(), self._embedded(frame))
+            change = self.passes.first_change(state.cache, self._embed_changed(state, frame))
+            state.seen = _Seen(frame.copy(), change)
         return state.seen
 
-    def _embedded(self, frame: NDArray[np.uint8]) -> Floats:
-        self._check(frame)
-        return self.passes.embed(frame, self.descriptor.input)
+    def _embed_changed(self, state: VitState, frame: NDArray[np.uint8], forced: Indices = _NONE) -> Floats:
+        """A warm camera's frame -> (N, D), its tokens, those of patches that may wait as they were."""
+        tokens, count = self.passes.embed_changed(state.cache, frame, self.descriptor.input, forced)
+        state.embedded += count
+        return tokens
 
     def _check(self, frame: NDArray[np.uint8]) -> None:
         if frame.shape not in [(size, size, 3) for size in self.sizes_px]:
             raise InputError(f"expected a frame of (S, S, 3) with S one of {self.sizes_px}, got {frame.shape}")
+
+
+def _halfway(known: Floats | None, found: Floats) -> Floats:
+    """Half of the squares each; all of what was found where nothing is known."""
+    return found if known is None else np.asarray(np.sqrt((found**2 + known**2) / 2), np.float32)
 
 
 def _sizes_px(own: int, patch: int) -> tuple[int, ...]:

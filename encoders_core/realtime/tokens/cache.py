@@ -11,6 +11,7 @@ from typing import Final, Literal
 import numpy as np
 
 from encoders_core.models.vit import VitConfig
+from encoders_core.realtime.tokens.embedding import PatchMemory
 from encoders_core.realtime.tokens.memory import BlockMemory, TokenMemory, numbers_of, rows_of
 from encoders_core.realtime.tokens.plain import Floats
 
@@ -28,6 +29,12 @@ class TokenCache:
         """(depth, 4, N): how far a row may change for each unit of error that this may make; from `importance`."""
         self.limits: Floats | None = None
         """(depth, 4, N): how long a change of a row may be before its gate lets it through; from `allowed`."""
+        self.patches: PatchMemory | None = None
+        """What its patches were when they were last embedded: always a pair, whatever became of the pass behind."""
+        self.patch_importance: Floats | None = None
+        """(P,): how far a change of a grey level's length of one patch moves the features."""
+        self.patch_limits: Floats | None = None
+        """(P,): how far a patch may be from its pixels, in grey levels, before it is embedded anew; 0 for any change."""
         self.ages = np.zeros((0, len(GATES), 0), np.float32)
         """(depth, 4, N): passes since a row was let through by a gate, this one included."""
         self.next_refresh = 0
@@ -44,8 +51,9 @@ class TokenCache:
     @property
     def nbytes(self) -> int:
         """Bytes held now."""
-        places = (part for part in (self.importance, self.allowed, self.limits, self.ages) if part is not None)
-        return sum(part.nbytes for part in places) + (self._memory.nbytes if self._memory else 0)
+        places = self.importance, self.allowed, self.limits, self.ages, self.patch_importance, self.patch_limits
+        parts = (*places, self.patches, self._memory)
+        return sum(part.nbytes for part in parts if part is not None)
 
     def reset(self) -> None:
         """Forget what was computed. The importance of places stays: a camera's places do."""
@@ -69,8 +77,11 @@ class TokenCache:
 
 
 def memory_bytes(config: VitConfig) -> int:
-    """Bytes that a camera's cache takes: 9 N D float32 a block and 19 N besides; the last of a class-token model less.
+    """Bytes that a camera's cache takes: 9 N D float32 a block and 19 N besides, and of the input N D, 2 P and its pixels.
 
-    That block computes its class token alone: 3 N D for keys and values, and 4 rows.
+    N are rows, P of them patches. The last block of a class-token model has less: it computes its class token alone, 3 N D for
+    keys and values, and 4 rows.
     """
-    return np.dtype(np.float32).itemsize * (numbers_of(config) + 19 * config.depth * rows_of(config))
+    rows, (height, width) = rows_of(config), config.img_size
+    floats = numbers_of(config) + 19 * config.depth * rows + rows * config.embed_dim + 2 * (rows - config.prefix)
+    return np.dtype(np.float32).itemsize * floats + height * width * config.in_chans

@@ -21,13 +21,14 @@ from encoders_core.preprocessing import InputSpec
 from encoders_core.realtime.tokens import kernels
 from encoders_core.realtime.tokens.attention import attend
 from encoders_core.realtime.tokens.cache import TokenCache
+from encoders_core.realtime.tokens.embedding import Embedding
 from encoders_core.realtime.tokens.lane import Counts, Lane
 from encoders_core.realtime.tokens.memory import PRODUCTS, BlockMemory, Product
-from encoders_core.realtime.tokens.patch_rows import patch_rows
 from encoders_core.realtime.tokens.plain import Floats, Indices, Norm
 from encoders_core.realtime.tokens.row_product import Room, RowLayer, Shelf, linear_rows, mlp_rows
 
 _FIRST: Final = np.zeros(1, np.int64)
+_NONE: Final = np.zeros(0, np.int64)
 
 
 class TokenPasses:
@@ -40,7 +41,8 @@ class TokenPasses:
             )
         self.network = network.eval()
         lonely = network.layers[-1] if network.config.pool == "cls" else None
-        shelf = Shelf(network)
+        shelf = Shelf(network)  # which is filled in the order of use
+        self._embedding = Embedding(network, shelf)
         self._blocks = [_GatedBlock(block, shelf, class_only=block is lonely) for block in network.layers]
         self._room = self._blocks[0].room(0)
 
@@ -50,11 +52,22 @@ class TokenPasses:
 
         What the network makes of the normalised frame, to the bit.
         """
-        side = self.network.config.patch_size
-        patches = torch.from_numpy(patch_rows(frame, spec, side))[None]
-        embedded = self.network.embed_patches(patches, (frame.shape[0] // side, frame.shape[1] // side))
-        tokens: Floats = embedded[0].contiguous().numpy()
-        return tokens
+        return self._embedding.whole(frame, spec)
+
+    @torch.inference_mode()
+    def embed_changed(
+        self, cache: TokenCache, frame: NDArray[np.uint8], spec: InputSpec, forced: Indices = _NONE
+    ) -> tuple[Floats, int]:
+        """A warm camera's (H, W, 3) uint8, of the model's own size -> (N, D), and how many patches had to be embedded.
+
+        Those that are further from `cache.patches` than `cache.patch_limits`, and those `forced`; the others are as they were.
+        The rows are the memory's own.
+        """
+        if cache.patches is None or cache.patch_limits is None:
+            raise AssertionError("a frame is compared with none")
+        memory, room = cache.patches, self._room_for(len(cache.patches.tokens))
+        count = self._embedding.renew(memory, frame, spec, cache.patch_limits, forced=forced, room=room)
+        return memory.tokens, count
 
     def first_change(self, cache: TokenCache, tokens: Floats) -> Floats:
         """(N, D) of `embed` -> (N,) how far each row is from what the first gate last let through."""
@@ -80,15 +93,15 @@ class TokenPasses:
 
         With limits of 0 it equals the network but for rounding.
         """
+        room = self._room_for(sum(len(lane.x) for lane in lanes))
         for index, block in enumerate(self._blocks):
-            block.gated(index, lanes, self._room_for(lanes))
+            block.gated(index, lanes, room)
             yield
         x = torch.from_numpy(np.stack([lane.x for lane in lanes]))
         features: Floats = self.network.forward_head(self.network.norm(x)).numpy()
         return features
 
-    def _room_for(self, lanes: Sequence[Lane]) -> Room:
-        rows = sum(len(lane.x) for lane in lanes)
+    def _room_for(self, rows: int) -> Room:
         if rows > len(self._room.out):
             self._room = self._blocks[0].room(rows)
         return self._room

@@ -73,7 +73,8 @@ class Shelf:
     """Where the panels of a network lie behind each other in the order of their use, so that the next are always known."""
 
     def __init__(self, network: nn.Module) -> None:
-        size = sum(layer.weight.numel() for layer in network.modules() if isinstance(layer, nn.Linear))
+        layers = (layer for layer in network.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+        size = sum(layer.weight.numel() for layer in layers)
         room = np.zeros(size + _ALIGNED if COMPILED else 0, np.float32)
         self._left = room[-room.ctypes.data // 4 % _ALIGNED :]
 

@@ -1,5 +1,7 @@
 """Rows recorded on one model and computed on another, for its time."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from encoders_core.fidelity.reference_policies import TokenPolicy, over_threshol
 from encoders_core.fidelity.replay import Recording, Replay, replay
 from encoders_core.fidelity.run import Trace, run_clip
 from encoders_core.fidelity.subject import Subject
+from encoders_core.realtime.tokens.passes import TokenPasses
 from tests.encoders_core.fidelity.fidelity_gear import SIZE_PX, as_clip, small_subject, small_vit
 
 CLIP = as_clip(counter(texture(SIZE_PX), 8))
@@ -40,19 +43,35 @@ def test_what_ships_is_replayed_with_the_rows_that_its_attention_looked_at() -> 
 def test_rows_are_brought_to_another_depth_and_number_of_tokens() -> None:
     rows = np.array([[17, 17, 17, 17, 17], [2, 4, 17, 8, 2], [1, 17, 1, 1, 1]])
 
-    found = Recording([rows, None], 17).for_model(depth=6, tokens=34)
+    found = Recording([rows, None], 17, [4, None]).for_model(depth=6, tokens=34)
 
     assert found.rows[1] is None
     assert found.rows[0] is not None
     assert found.rows[0][:, 1].tolist() == [34, 34, 8, 8, 34, 34]
     assert found.rows[0][:, 4].tolist() == [34, 34, 4, 4, 2, 2]
+    assert found.embedded == [8, None]
 
 
 def test_held_frames_are_held_again() -> None:
     rows = np.full((3, 5), 17)
-    policy = Replay(small_vit(), Recording([rows, None, rows], 17))
+    policy = Replay(small_vit(), Recording([rows, None, rows], 17, [None] * 3))
 
     assert [policy.step(CLIP.frames[0], 0).encoded for _ in range(3)] == [True, False, True]
+
+
+def test_as_many_patches_are_embedded_as_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace, counts, embed = run_clip([Camvec(small_subject(), 0.02)], CLIP)[0], [], TokenPasses.embed_changed
+
+    def counting(*args: Any) -> Any:
+        tokens, count = embed(*args)
+        counts.append(count)
+        return tokens, count
+
+    monkeypatch.setattr(TokenPasses, "embed_changed", counting)
+    run_clip([Replay(small_vit(), Recording.of(trace, 17))], CLIP)
+    # One may have been embedded by the look at the frame, and once more by the pass as it was to be refreshed.
+    assert counts == [min(count, 16) for count in trace.embedded if count is not None]
+    assert 0 < min(counts) < max(counts)
 
 
 def test_cameras_that_share_a_pass_each_get_their_rows() -> None:

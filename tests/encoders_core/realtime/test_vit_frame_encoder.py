@@ -26,6 +26,7 @@ from tests.encoders_core.realtime.tiny_vits import (
     PATCH,
     SHAPE,
     SIZE,
+    SPEC,
     distance,
     plain,
     redrawn,
@@ -143,6 +144,46 @@ def test_stale_rows_are_found_by_the_rolling_refresh(gate: str) -> None:
     assert distance(see(encoder, state, frame), plain(encoder, frame)) < 1e-5
 
 
+def test_a_stale_embedding_is_found_by_the_rolling_refresh() -> None:
+    encoder, frame = tiny_encoder(), scene(0)
+    state = warmed(encoder, frame)
+    assert state.cache.patches is not None
+    right = state.cache.patches.tokens.copy()
+    state.cache.patches.tokens[20] += 1
+    for _ in range(encoder.rows_total):
+        see(encoder, state, frame)
+    np.testing.assert_allclose(state.cache.patches.tokens, right, rtol=1e-5, atol=1e-5)
+
+
+def test_patches_wait_until_their_change_would_be_seen() -> None:
+    """A patch that gets a little brighter in each frame is embedded anew before it is too far from what it was."""
+    encoder, frame = tiny_encoder(dense_fallback=False), scene(0) // 2
+    state, waited = warmed(encoder, frame, scale=10.0), 0
+    limits, patches = state.cache.patch_limits, state.cache.patches
+    assert limits is not None
+    assert patches is not None
+    for _ in range(30):
+        frame = frame.copy()
+        frame[0, 0, 0] += 1
+        state.embedded = 0
+        see(encoder, state, frame)
+        off = np.linalg.norm(np.subtract(frame, patches.pixels, dtype=np.float32)[:PATCH, :PATCH])
+        assert off <= limits[0]
+        waited += int(off > 0)
+        assert state.embedded <= 2  # one that changed, one that is refreshed
+    assert 0 < waited < 30
+
+
+def test_no_patch_waits_where_nothing_may_be_off() -> None:
+    encoder, frame = tiny_encoder(), scene(0)
+    state = warmed(encoder, frame, scale=0.0)
+    frame = frame.copy()
+    frame[0, 0, 0] ^= 1
+    assert encoder.look(state, frame).changed == 1
+    assert state.cache.patches is not None
+    assert np.array_equal(state.cache.patches.pixels, frame)
+
+
 def test_stale_rows_are_healed_at_once_by_a_dense_refresh() -> None:
     encoder, frame = tiny_encoder(dense_fallback=False), scene(0)
     state = warmed(encoder, frame)
@@ -163,7 +204,7 @@ def test_a_small_change_is_updated_although_large_ones_fill_the_cap() -> None:
         assert max(count.kv for count in state.counts) <= cap
         if not np.array_equal(state.cache.blocks[0].kv.reference[36], stale):
             break
-    tokens = encoder._embedded(redrawn(small, list(range(20)), seed=step))
+    tokens = encoder.passes.embed(redrawn(small, list(range(20)), seed=step), SPEC)
     assert encoder.passes.first_change(state.cache, tokens)[36] < 1e-5
 
 
@@ -264,7 +305,8 @@ def test_fallback_to_dense_passes_lasts_longer_each_time_and_ends() -> None:
 
 def arrays(cache: TokenCache) -> list[Any]:
     gates = [gate for block in cache.blocks for gate in (block.query, block.kv, block.proj, block.mlp, block.watch)]
-    return [*(part for gate in gates for part in gate), cache.ages, cache.limits, cache.allowed, cache.importance]
+    places = cache.ages, cache.limits, cache.allowed, cache.importance, cache.patch_importance, cache.patch_limits
+    return [*(part for gate in gates for part in gate), *places]
 
 
 def test_looking_and_planning_leave_the_camera_as_it_is() -> None:

@@ -60,7 +60,7 @@ def picture(seed: int = 0) -> Tensor:
 def test_many_probes_come_close_to_the_exact_derivative(family: str) -> None:
     network = tiny_vit(family, **SMALL)
     exact = exact_importance(network, picture())
-    found = drain(importance_steps(network, picture(), seed=0, probes=400))
+    found = drain(importance_steps(network, picture(), seed=0, probes=400)).rows
     assert found.shape == exact.shape == (2, 4, network.config.prefix + 4)
     reached = exact > 1e-6 * exact.max()
     assert (found[~reached] <= 1e-5 * exact.max()).all()
@@ -69,9 +69,21 @@ def test_many_probes_come_close_to_the_exact_derivative(family: str) -> None:
     assert deviation.max() < 0.25
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_importance_of_patches_comes_close_to_the_exact_derivative(family: str) -> None:
+    network = tiny_vit(family, **SMALL)
+    derivative = torch.autograd.functional.jacobian(network, picture())[0, :, 0]
+    squares = derivative.square().sum(dim=0).unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).flatten(3)
+    exact = squares.mean(dim=3).flatten(1).sqrt()
+
+    found = drain(importance_steps(network, picture(), seed=0, probes=400)).patches
+
+    torch.testing.assert_close(found, exact, rtol=0.15, atol=1e-6)
+
+
 def test_rows_that_the_features_never_see_matter_nothing() -> None:
     """Behind the last block's attention, class-token features depend on the class token alone."""
-    found = drain(importance_steps(tiny_vit(**SMALL), picture(), seed=0))
+    found = drain(importance_steps(tiny_vit(**SMALL), picture(), seed=0)).rows
     all_but_kv = [0, 2, 3]
     assert (found[-1, all_but_kv, 1:] == 0).all()
     assert (found[-1, all_but_kv, 0] > 0).all()
@@ -81,8 +93,9 @@ def test_rows_that_the_features_never_see_matter_nothing() -> None:
 def test_the_same_image_and_seed_give_the_same_numbers() -> None:
     network, image = tiny_vit(**SMALL), picture()
     first, again, other = (drain(importance_steps(network, image, seed=seed)) for seed in (3, 3, 4))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    for one, same, different in zip(first, again, other, strict=True):
+        assert torch.equal(one, same)
+        assert not torch.equal(one, different)
 
 
 def test_measuring_leaves_the_network_and_the_global_generator_alone() -> None:

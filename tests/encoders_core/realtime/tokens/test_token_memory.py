@@ -42,7 +42,9 @@ def test_arrays_lie_behind_each_other_in_the_order_of_their_use(config: VitConfi
 
     for before, after in pairwise(arrays):
         assert address(after) == address(before) + before.nbytes
-    assert memory.nbytes == memory_bytes(config) - 4 * 16 * config.depth * len(memory.blocks[0].watch.seen)
+    rows, (height, width) = rows_of(config), config.img_size
+    at_input = 4 * (rows * config.embed_dim + 2 * (rows - config.prefix)) + 3 * height * width
+    assert memory.nbytes == memory_bytes(config) - 4 * 16 * config.depth * rows - at_input
 
 
 @configs

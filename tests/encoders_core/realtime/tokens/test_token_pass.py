@@ -1,5 +1,6 @@
 """What a gated pass promises, at the level of its gates: limits, selected rows, exactness, caps, packing."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,16 @@ from encoders_core.realtime.compiling import COMPILED
 from encoders_core.realtime.tokens import kernels, plain, turns
 from encoders_core.realtime.tokens import passes as passes_module
 from encoders_core.realtime.tokens.attention import plain_attend
-from encoders_core.realtime.tokens.cache import GATES, Gate, TokenCache, memory_bytes
+from encoders_core.realtime.tokens.cache import GATES, Gate, TokenCache
+from encoders_core.realtime.tokens.embedding import PatchMemory
 from encoders_core.realtime.tokens.lane import Counts, Lane
 from encoders_core.realtime.tokens.memory import BlockMemory
 from encoders_core.realtime.tokens.passes import TokenPasses
 from encoders_core.realtime.tokens.plain import Rules
 from tests.encoders_core.realtime.tiny_vits import (
     FAMILIES,
+    PATCH,
+    SIZE,
     SPEC,
     Frame,
     distance,
@@ -326,13 +330,15 @@ def test_cameras_together_equal_each_alone(packed: bool) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_memory_is_what_the_formula_says_and_stays(family: str) -> None:
-    passes = made(family, packed=False)
-    cache = dense(passes, scene(0))
-    for frame in walk(5):
-        assert cache.nbytes == memory_bytes(passes.network.config)
-        gated(passes, cache, frame)
-    assert cache.nbytes == memory_bytes(passes.network.config)
+def test_patches_embedded_alone_are_the_rows_of_the_whole_frame(family: str) -> None:
+    passes, cache, frames = made(family, packed=True), TokenCache(), walk(6)
+    cache.patches = PatchMemory(frames[0].copy(), passes.embed(frames[0], SPEC))
+    cache.patch_limits = np.zeros((SIZE // PATCH) ** 2, np.float32)
+    for before, frame in pairwise(frames):
+        tokens, count = passes.embed_changed(cache, frame, SPEC)
+        moved = np.abs(frame.astype(int) - before).reshape(SIZE // PATCH, PATCH, SIZE // PATCH, -1).any(axis=(1, 3))
+        assert count == moved.sum() > 0
+        np.testing.assert_allclose(tokens, passes.embed(frame, SPEC), rtol=1e-5, atol=1e-5)
 
 
 def test_a_network_with_norms_behind_its_layers_is_refused() -> None:
