@@ -143,7 +143,7 @@ class Supervisor:
                 self._changed.clear()
                 if not self.ready.is_set() and self._is_up():
                     self.ready.set()
-                    notify("READY=1", f"STATUS={len(self._layout.encoder_of)} cameras")
+                    self._say_ready()
                     _log.info("all workers are up", cameras=len(self._layout.encoder_of))
         finally:
             stopped.cancel()
@@ -176,9 +176,15 @@ class Supervisor:
             config = self._load()
         except ValueError as error:
             _log.error("reload refused; the running configuration stays", error=str(error))
+            self._say_ready("; the last reload was refused, the log says why")
         else:
             await self._apply(config)
-        notify("READY=1")
+            self._say_ready()
+
+    def _say_ready(self, more: str = "") -> None:
+        """To systemd, whose status shows the number of cameras and what there is `more` to say."""
+        count = len(self._layout.encoder_of)
+        notify("READY=1", f"STATUS={count} camera{'' if count == 1 else 's'}{more}")
 
     async def _apply(self, config: Config) -> None:
         for section in restart_needed(self.config, config):
