@@ -46,6 +46,10 @@ SPEC = FrameSpec((224, 224))
 CACHE = Path(tempfile.gettempdir()) / "camvec-bench-decode-gate"
 
 
+START_US = 1_000_000
+"""The time at which a stream begins."""
+
+
 @dataclass
 class StreamClock:
     """A clock and a pacer in one: it is as late as the packet at hand."""
@@ -54,7 +58,11 @@ class StreamClock:
 
     def wait(self, stream_us: int | None) -> None:
         """As a `Pacer`: go on to the packet's time."""
-        self.now_us = self.now_us if stream_us is None else max(self.now_us, stream_us + 1_000_000)
+        self.now_us = self.now_us if stream_us is None else max(self.now_us, stream_us + START_US)
+
+    def due_ns(self, stream_us: int | None) -> int | None:
+        """As a `Pacer`."""
+        return None if stream_us is None else (stream_us + START_US) * 1000
 
     def monotonic_ns(self) -> int:
         """As a `Clock`."""
@@ -169,7 +177,7 @@ def _decoder(gating: Gating | None) -> Decoder:
         clock=clock,
         repair=TimestampRepair(live=True),
         capture=CaptureClock("rtsp"),
-        pacer=clock,  # type: ignore[arg-type]
+        pacer=clock,
         translate=fail,
         alive=lambda _ns: None,
         run=None if gating is None else gating.run,

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from streaming.clock import Clock
 from streaming.errors import SourceError
@@ -13,10 +13,22 @@ from streaming.sources.base import Picture
 from streaming.sources.damage import DamageGate, broken_picture, lost_packets
 from streaming.sources.ffmpeg_log import LogLine, captured_log
 from streaming.sources.reasons import AV_ERRORS
-from streaming.sources.timestamps import CaptureClock, Pacer, TimestampRepair
+from streaming.sources.timestamps import CaptureClock, TimestampRepair
 
 ONE_PICTURE_PER_PACKET: Final = {"h264", "hevc"}
 """Codecs in which a packet without a picture has been swallowed. Not so in VP9 or packed MPEG-4, nor in interlaced video."""
+
+
+class Pace(Protocol):
+    """Who says when a file's packets and pictures are due: a `Pacer`, or a clock of a benchmark's own."""
+
+    def due_ns(self, stream_us: int | None) -> int | None:
+        """When `stream_us` is due by the decoder's clock; None as long as nobody knows."""
+        ...
+
+    def wait(self, stream_us: int | None) -> None:
+        """Return when `stream_us` is due."""
+        ...
 
 
 @dataclass
@@ -26,7 +38,7 @@ class Decoder:
     clock: Clock
     repair: TimestampRepair
     capture: CaptureClock
-    pacer: Pacer | None
+    pacer: Pace | None
     translate: Callable[[BaseException, list[LogLine]], SourceError]
     alive: Callable[[int], None]
     """Called with the arrival of each packet, CLOCK_MONOTONIC in ns."""
