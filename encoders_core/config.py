@@ -48,7 +48,7 @@ class AuditConfig:
 
     share: float = 0.01
     seed: int = 0
-    max_frames: int = 64
+    max_frames: int = 32
     max_mb: float = 16.0
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders_core.realtime.compiling import COMPILED, compiled
+from encoders_core.realtime.compiling import COMPILED, compiled, sealed
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -58,7 +58,7 @@ def plain_follow(mean: Floats, vector: Floats, rate: float) -> float:
 
 def reduce_frame(frame: Pixels) -> Floats:
     """See `plain_reduce`."""
-    return _compiled_reduce(frame) if COMPILED and _is_even(frame) else plain_reduce(frame)
+    return _compiled_reduce(sealed(frame)) if COMPILED and _is_even(frame) else plain_reduce(frame)
 
 
 def cell_differences(small: Floats, reference: Floats) -> Floats:

@@ -5,6 +5,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 try:
     import numba
 except ImportError:
@@ -33,6 +36,13 @@ def compiled(loops: FunctionT, plain: FunctionT) -> FunctionT:
         made = numba.njit(fastmath=allowed)(loops)
     compiled: FunctionT = made
     return compiled
+
+
+def sealed(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The same pixels, row by row and not to be written to, as those of an image library are: loops are compiled for one kind."""
+    view = np.ascontiguousarray(frame).view()
+    view.flags.writeable = False
+    return view
 
 
 @lru_cache

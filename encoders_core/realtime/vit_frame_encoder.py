@@ -221,9 +221,8 @@ class VitFrameEncoder:
 
     def _study(self, state: VitState, frame: NDArray[np.uint8]) -> Generator[None, None, None]:
         """Measure the importance of rows on this frame; what was known counts for half."""
-        steps = importance_steps(
-            self.passes.network, normalise(torch.from_numpy(frame)[None], self.descriptor.input), seed=state.passes
-        )
+        pixels = torch.from_numpy(frame[None].copy())  # the frame itself may not be written to, which torch warns of
+        steps = importance_steps(self.passes.network, normalise(pixels, self.descriptor.input), seed=state.passes)
         found, cache = (yield from steps), state.cache
         levels = 1 / (255 * torch.tensor(self.descriptor.input.std)[:, None])  # of normalised pixels, in a grey level
         patches = (found.patches * levels).square().mean(dim=0).sqrt()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from encoders_core.models.layers import PatchEmbed
 from encoders_core.preprocessing import InputSpec, normalise
-from encoders_core.realtime.compiling import compiled
+from encoders_core.realtime.compiling import compiled, sealed
 from encoders_core.realtime.tokens.plain import Floats, Indices
 
 Pixels = NDArray[np.uint8]
@@ -26,7 +26,7 @@ def patch_rows(frame: Pixels, spec: InputSpec, side: int, patches: Indices | Non
     """
     if patches is None:
         patches = np.arange(frame.shape[0] // side * (frame.shape[1] // side))
-    return fold(np.ascontiguousarray(frame), _table(spec.mean, spec.std), side, patches)
+    return fold(sealed(frame), _table(spec.mean, spec.std), side, patches)
 
 
 def changed_patches(frame: Pixels, before: Pixels, limits: Floats, forced: Indices, side: int) -> Indices:
@@ -34,7 +34,7 @@ def changed_patches(frame: Pixels, before: Pixels, limits: Floats, forced: Indic
 
     The distance is the root of all squared differences in grey levels; a negative limit is over in any case.
     """
-    return renew(np.ascontiguousarray(frame), before, limits, forced, side)
+    return renew(sealed(frame), before, limits, forced, side)
 
 
 @lru_cache(maxsize=16)
