@@ -25,7 +25,7 @@ class Systemd:
     pid: int
 
     def run(self, *command: str, within_s: float = 60.0, check: bool = True) -> str:
-        """Run a command inside -> what it printed. Raises CalledProcessError unless it exits with 0, or with `check` off."""
+        """Run a command inside -> what it printed. Unless `check` is off, it has to exit with 0."""
         inside = ["nsenter", f"--target={self.pid}", *_NAMESPACES, "--", *command]
         done = subprocess.run(inside, capture_output=True, text=True, timeout=within_s, check=False)
         if check:
@@ -67,11 +67,8 @@ def _booted(process: subprocess.Popen[str]) -> Systemd:
     end = time.monotonic() + _BOOT_S
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(OSError):  # what is looked at may end at any time
-            (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split() or (
-                "",
-            )
-            if child and Path(f"/proc/{child}/comm").read_text(encoding="ascii").strip() == "systemd":
-                machine = Systemd(int(child))
+            if child := _systemd_below(process.pid):
+                machine = Systemd(child)
                 state = machine.run("systemctl", "is-system-running", "--wait", check=False)
                 if state.strip() in ("running", "degraded"):
                     return machine
@@ -79,3 +76,11 @@ def _booted(process: subprocess.Popen[str]) -> Systemd:
     process.kill()
     said = process.stderr.read() if process.stderr else ""
     pytest.skip(f"systemd does not boot here: {said.strip()[-300:] or 'not within its time'}")
+
+
+def _systemd_below(pid: int) -> int | None:
+    """The only child of a process, once it has become systemd."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
+        if Path(f"/proc/{child}/comm").read_text(encoding="ascii").strip() == "systemd":
+            return int(child)
+    return None
